@@ -38,6 +38,7 @@ from sqlalchemy import ColumnElement, bindparam, func, insert, or_, select, upda
 from ingestd.lifecycle import AT_ONCE, Batch, Identity, Part, Reason, State, Waiting, cut_batch
 
 from . import dialect
+from .counters import StudySending
 from .row import (
     ON_ITS_WAY,
     QUEUED,
@@ -80,12 +81,6 @@ _PART = (
 _QUEUED = (*ROW, *_PART)
 _Queued = tuple_of(_QUEUED)
 
-_QUEUE_OF = ("study_id", "waiting", "waiting_bytes", "charged", "pauses", "in_flight", "next_attempt_at")
-_STUDY = (
-    select(*(study_sum.c[name] for name in _QUEUE_OF))
-    .where(*(study_sum.c[name] == bindparam(name) for name in ("study_id", "destination_id", "spool_id")))
-    .with_for_update()
-)
 _QUEUE = (
     select(*_QUEUED)
     .select_from(RENDERED)
@@ -142,6 +137,7 @@ def recover(tx: Transaction, *, now: datetime, wait: timedelta = timedelta(0), h
     )
     in_flight = (study_sum.c.spool_id == tx.spool_id, study_sum.c.in_flight > 0)
     tx.connection.execute(update(study_sum).where(*in_flight).values(in_flight=out.scalar_subquery()))
+    tx.counters.forget_studies()
     left = 0
     if not living:
         of_spool = select(func.count()).select_from(candidate).where(candidate.c.spool_id == tx.spool_id)
@@ -319,7 +315,7 @@ def _mark_sending(tx: Transaction, batch: Batch, rows: Sequence[Row]) -> None:
         )
 
 
-def read_study(tx: Transaction, study_uid: str) -> Any:
+def read_study(tx: Transaction, study_uid: str) -> StudySending | None:
     """Read a study's queue, and what its next attempt depends on; None if there is no such study."""
     study_id = tx.study_id(study_uid)
     if study_id is None:
@@ -327,10 +323,10 @@ def read_study(tx: Transaction, study_uid: str) -> Any:
     if tx.counters.has_changed(tx.spool_id, tx.destination_id, study_id):
         tx.flush()
         tx.counters.flush(tx.connection)
-    return tx.connection.execute(_STUDY, _key(tx, study_id)).one_or_none()
+    return tx.counters.sending_of(tx.connection, tx.spool_id, tx.destination_id, study_id)
 
 
-def set_study(tx: Transaction, found: Any, at: datetime, **values: Any) -> None:
+def set_study(tx: Transaction, found: StudySending, at: datetime, **values: Any) -> None:
     """Set what is no sum of a study that ``read_study`` gave."""
     tx.counters.set_study(tx.spool_id, tx.destination_id, found.study_id, at, **values)
 

@@ -50,3 +50,4 @@ def put_clock(tx: Transaction, line: ClockLine) -> None:
         for statement in _MOVE:
             tx.connection.execute(statement, {"b_spool": tx.spool_id, "b_by": jump.by // MICROSECOND})
         set_due_again(tx.connection, tx.spool_id, tx.limits_of(tx.spool_id))
+        tx.counters.forget_studies()

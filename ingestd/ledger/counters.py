@@ -8,11 +8,11 @@ Changes are gathered in memory during a transaction and written together; the te
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from sqlalchemy import bindparam, func, or_, select, update
 from sqlalchemy.engine import Connection
@@ -94,6 +94,18 @@ class _StudyChange:
             self.newest_at = admitted_at
 
 
+class StudySending(NamedTuple):
+    """How a study stands at one destination: its queue, and what its next attempt depends on."""
+
+    study_id: int
+    waiting: int
+    waiting_bytes: int
+    charged: int
+    pauses: int
+    in_flight: int
+    next_attempt_at: datetime | None
+
+
 def queue_of(row: Mapping[str, Any], study_uid: str = "") -> StudyQueue:
     """Make a StudyQueue of a study's sums, where something is waiting."""
     return StudyQueue(
@@ -109,7 +121,8 @@ def queue_of(row: Mapping[str, Any], study_uid: str = "") -> StudyQueue:
     )
 
 
-_Key: TypeAlias = tuple[int, int, int]  # spool, destination, study
+_Key: TypeAlias = tuple[int, int, int]
+_KEY = ("spool_id", "destination_id", "study_id")
 
 
 class Counters:
@@ -125,6 +138,8 @@ class Counters:
         self._counts: dict[tuple[int, int, int, State, str], dict[str, Any]] = {}
         self._studies: dict[_Key, _StudyChange] = {}
         self._labels: set[tuple[str, str, int]] = set()
+        # Rows of studies as this transaction has read or written them: nobody else writes these until its end.
+        self._known: dict[_Key, dict[str, Any]] = {}
 
     def file_added(self, values: Mapping[str, Any], at: datetime) -> None:
         """Count a new file that has no delivery; ``values`` are its columns."""
@@ -228,11 +243,33 @@ class Counters:
         """Whether something about this study was gathered and not written yet."""
         return (spool_id, destination_id, study_id) in self._studies
 
+    def sending_of(
+        self, connection: Connection, spool_id: int, destination_id: int, study_id: int
+    ) -> StudySending | None:
+        """Read how a study stands, as it was last written; None if there is no such study."""
+        self._read_studies(connection, spool_id, destination_id, [study_id])
+        row = self._known.get((spool_id, destination_id, study_id))
+        return None if row is None else StudySending(*(row[name] for name in StudySending._fields))
+
+    def forget_studies(self) -> None:
+        """Other statements have written rows of studies."""
+        self._known.clear()
+
+    def _read_studies(
+        self, connection: Connection, spool_id: int, destination_id: int, study_ids: Iterable[int]
+    ) -> None:
+        key = {"spool_id": spool_id, "destination_id": destination_id}
+        for piece in pieces([each for each in study_ids if (spool_id, destination_id, each) not in self._known]):
+            for asked in connection.execute(_SELECT_STUDIES, {**key, "study_ids": piece}):
+                self._known[spool_id, destination_id, asked.study_id] = dict(asked._mapping)  # noqa: SLF001 - its public name
+
     def flush(self, connection: Connection) -> None:
         """Write what was gathered of studies, in the order of the keys; the rows must have been written before."""
         if self._studies:
             changes, self._studies = self._studies, {}
             dialect.insert_rows(connection, study_sum, self._changed_studies(connection, changes), _PUT_STUDY)
+            if len(self._known) > _STUDIES_AT_ONCE:
+                self._known.clear()
         if self._labels:
             labels = sorted(self._labels)
             rows = [{"kind": kind, "value": value, "study_id": of} for kind, value, of in labels]
@@ -257,17 +294,14 @@ class Counters:
         rows = []
         for (spool_id, destination_id), study_ids in by_queue.items():
             limits = self._limits_of(spool_id)
-            key = {"spool_id": spool_id, "destination_id": destination_id}
-            found: dict[int, dict[str, Any]] = {}
-            for piece in pieces(study_ids):
-                for asked in connection.execute(_SELECT_STUDIES, {**key, "study_ids": piece}):
-                    found[asked.study_id] = dict(asked._mapping)  # noqa: SLF001 - its public name
+            self._read_studies(connection, spool_id, destination_id, study_ids)
             for study_id in study_ids:
-                change = changes[spool_id, destination_id, study_id]
-                row = found.get(study_id)
+                key = (spool_id, destination_id, study_id)
+                change = changes[key]
+                row = self._known.get(key)
                 if row is None:
-                    row = {**_NEW_STUDY, **key, "study_id": study_id}
-                    row["first_at"] = row["changed_at"] = change.changed_at
+                    at = {"first_at": change.changed_at, "changed_at": change.changed_at}
+                    row = self._known[key] = {**_NEW_STUDY, **dict(zip(_KEY, key, strict=True)), **at}
                 _carry_out(connection, row, change)
                 row["due_at"] = study_due_at(queue_of(row), limits) if row["waiting"] else None
                 rows.append(row)

@@ -13,6 +13,7 @@ from sqlalchemy import bindparam, update
 from ingestd.lifecycle import Backoff, Batch, BatchResult, Outcome, Reason, State
 
 from .claims import read_study, set_study
+from .counters import StudySending
 from .row import UNASKED, Row, as_json
 from .schema import attempt
 from .transaction import Transaction
@@ -161,7 +162,14 @@ def _close_attempt(tx: Transaction, result: BatchResult) -> bool:
 
 
 def _study_goes_on(
-    tx: Transaction, result: BatchResult, before: Any, now: datetime, backoff: Backoff, jitter: float, *, was_open: bool
+    tx: Transaction,
+    result: BatchResult,
+    before: StudySending,
+    now: datetime,
+    backoff: Backoff,
+    jitter: float,
+    *,
+    was_open: bool,
 ) -> tuple[int, int, datetime | None]:
     charged, pauses, next_attempt_at = before.charged, before.pauses, before.next_attempt_at
     if not was_open:
@@ -190,9 +198,9 @@ def _study_goes_on(
 def charge_study(tx: Transaction, study_uid: str, *, now: datetime, backoff: Backoff, jitter: float) -> datetime:
     """Move a study on although no verdict on it was read: pauses of the destination keep meeting it in flight."""
     found = read_study(tx, study_uid)
-    charged: int | None = found.charged if found is not None else None
-    next_attempt_at = now + backoff.wait((charged or 0) + 1, jitter=jitter)
-    if charged is not None:
+    charged = found.charged if found is not None else 0
+    next_attempt_at = now + backoff.wait(charged + 1, jitter=jitter)
+    if found is not None:
         set_study(tx, found, now, charged=charged + 1, pauses=0, next_attempt_at=next_attempt_at)
         tx.flush()
     return next_attempt_at
