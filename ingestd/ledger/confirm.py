@@ -31,6 +31,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from operator import attrgetter
 from typing import Any
 
@@ -288,7 +289,9 @@ def take_unproven(tx: Transaction, rows: Sequence[Unproven]) -> list[Unproven]:
     """Have the studies of these rows to ourselves; give those that others neither change now nor have since changed."""
     if not tx.is_of_studies:
         return list(rows)
-    ours = tx.may_change(row.identity.study_uid for row in rows)
+    # What is claimed behind this has to find room, too.
+    first = islice(dict.fromkeys(row.identity.study_uid for row in rows), max(1, tx.room // 2))
+    ours = tx.may_change(first)
     of_ours = [row for row in rows if row.identity.study_uid in ours]
     # Until these were locked others may have changed them.
     as_it_is = {row.delivery_id: row for row in queries.unproven_rows(tx, [row.delivery_id for row in of_ours])}

@@ -179,11 +179,15 @@ class Transaction:
         wanted = dict.fromkeys(studies)
         if self._studies is None:
             return set(wanted)
-        room = max(0, MOST_STUDIES - len(self._studies))
-        missing = [uid for uid in wanted if uid not in self._studies][:room]
+        missing = [uid for uid in wanted if uid not in self._studies][: self.room]
         if missing:
             self._studies |= self._session.database.try_lock(self.connection, missing)
         return self._studies.intersection(wanted)
+
+    @property
+    def room(self) -> int:
+        """How many more studies may be tried."""
+        return MOST_STUDIES if self._studies is None else max(0, MOST_STUDIES - len(self._studies))
 
     @property
     def is_of_studies(self) -> bool:

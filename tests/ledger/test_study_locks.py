@@ -196,6 +196,21 @@ def test_row_that_another_changed_before_its_study_was_locked_is_asked_about_the
     assert asked_about() == numbers[1:]
 
 
+def test_who_asks_about_many_studies_leaves_room_for_claims(
+    both: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
+):
+    """Whoever has the upkeep claimed nothing while many studies were to be proven: these had all the locks."""
+    monkeypatch.setattr(transaction, "MOST_STUDIES", 4)
+    a = both[0].at("default")
+    numbers = admit(a, *(arrival(number, study=10 - number) for number in range(1, 6)))
+    for number in range(1, 6):
+        send(a, study=10 - number, wait=timedelta(seconds=number))
+    with a.transaction([]) as tx:
+        due = queries.unproven(tx, now=LATER + timedelta(minutes=1), since=NOW)
+        assert [row.delivery_id for row in moves.take_unproven(tx, due)] == numbers[:2], "the longest due first"
+        assert tx.may_change([study(20), study(21), study(22)]) == {study(20), study(21)}
+
+
 def test_newest_file_is_compared_with_a_server_that_was_mended_only_where_nobody_changes_its_study(
     both: tuple[Ledger, Ledger],
 ):
