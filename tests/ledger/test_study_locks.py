@@ -251,6 +251,17 @@ def test_counts_are_right_that_one_added_to_and_another_took_from(both: tuple[Le
         assert parts == 2, number
 
 
+def test_bytes_are_right_of_a_slot_in_which_as_many_rows_came_as_left(both: tuple[Ledger, Ledger]):
+    a, b = both
+    admit(a, arrival(1, size=1000))
+    admit(b, arrival(2, study=2, size=500))
+    with a.transaction([study(2)]) as tx:
+        assert moves.claim(tx, study(2), now=LATER) is not None
+
+    found = {count.state: (count.rows, count.size_bytes) for count in queries.status(b).counts}
+    assert found == {State.PENDING: (1, 1000), State.SENDING: (1, 500)}
+
+
 class _Life:
     """A worker that takes in, sends and proves files of the same few studies as all others."""
 

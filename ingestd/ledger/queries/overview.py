@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, or_, select
 
 from ingestd.lifecycle import FILE_ENDS, Jump, Reason, State, needs_person
 
@@ -53,8 +53,9 @@ def status(ledger: Queryable, *, at: str | None = None) -> Status:
     """
     number = None if at is None else ledger.destinations[at]
     here = () if number is None else (state_count.c.destination_id == number,)
-    # Of what left a state by another slot than it came, one alone says less than nothing.
-    rows = ledger.fetch_all(select(state_count).where(state_count.c.entries != 0, *here))
+    # Of what left a state by another slot than it came, one alone says less than nothing: of rows, or of bytes alone.
+    says_something = or_(state_count.c.entries != 0, state_count.c.size_bytes != 0)
+    rows = ledger.fetch_all(select(state_count).where(says_something, *here))
     summed: dict[tuple[str, State, str], list[int]] = {}
     for row in rows:
         sums = summed.setdefault((ledger.inbox_of(row.inbox_id), State(row.state), row.reason), [0, 0])
