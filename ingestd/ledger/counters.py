@@ -259,9 +259,10 @@ class Counters:
         self, connection: Connection, spool_id: int, destination_id: int, study_ids: Iterable[int]
     ) -> None:
         key = {"spool_id": spool_id, "destination_id": destination_id}
-        for piece in pieces([each for each in study_ids if (spool_id, destination_id, each) not in self._known]):
-            for asked in connection.execute(_SELECT_STUDIES, {**key, "study_ids": piece}):
-                self._known[spool_id, destination_id, asked.study_id] = dict(asked._mapping)  # noqa: SLF001 - its public name
+        missing = [each for each in study_ids if (spool_id, destination_id, each) not in self._known]
+        for piece in pieces(missing):
+            for row in connection.execute(_SELECT_STUDIES, {**key, "study_ids": piece}):
+                self._known[spool_id, destination_id, row.study_id] = dict(row._mapping)  # noqa: SLF001 - its public name
 
     def flush(self, connection: Connection) -> None:
         """Write what was gathered of studies, in the order of the keys; the rows must have been written before."""

@@ -84,6 +84,7 @@ from ingestd.lifecycle import (
 
 from . import dialect
 from .counters import Counters
+from .held_studies import HeldStudies
 from .row import (
     HOLDS,
     SELECT_FILES,
@@ -102,7 +103,6 @@ from .row import (
 from .sameness import judge
 from .schema import clock, delivery, file, inbox, study
 from .session import AtDestination, KnownStudy, Session
-from .study_locks import MOST_STUDIES
 from .unit_of_work import UnitOfWork
 
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
@@ -120,7 +120,6 @@ _SELECT_HOLDER = (
     )
 ).with_for_update(of=delivery)
 _SELECT_STUDIES = select(study).where(dialect.among(study.c.uid, "uids"))
-_NUMBERS_OF_STUDIES = select(study.c.id).where(dialect.among(study.c.uid, "uids"))
 _STUDIES_REMEMBERED = 2_000
 # Those who write side by side add to counters of their own.
 _SLOTS = 16
@@ -136,8 +135,7 @@ class Transaction:
     ) -> None:
         """``begin`` begins it, with the locks of these studies (None: with that of all)."""
         self._begin = begin
-        self._studies = None if studies is None else set(studies)
-        self._study_ids: set[int] = set()  # their numbers, as far as they were asked for
+        self._held = HeldStudies(session, studies)
         self._connection: Connection | None = None
         self._on_commit: list[Callable[[], object]] = []
         self.wrote = False  # whether it changed any row, and left its mark; known once it is committed
@@ -176,34 +174,17 @@ class Transaction:
         Where there is no room for all of them, those that come first are tried.
         What was read of one before is to be read again, unless the transaction began with it.
         """
-        wanted = dict.fromkeys(studies)
-        if self._studies is None:
-            return set(wanted)
-        missing = [uid for uid in wanted if uid not in self._studies][: self.room]
-        if missing:
-            self._studies |= self._session.database.try_lock(self.connection, missing)
-        return self._studies.intersection(wanted)
+        return self._held.take(self.connection, studies)
 
     @property
     def room(self) -> int:
         """How many more studies may be tried."""
-        return MOST_STUDIES if self._studies is None else max(0, MOST_STUDIES - len(self._studies))
+        return self._held.room
 
     @property
     def is_of_studies(self) -> bool:
         """Whether others may be writing at the same time."""
-        return self._studies is not None
-
-    def _expect_of_studies(self, study_id: int | None) -> None:
-        """Raise IllegalMove where a file of this study may be changed by others now."""
-        if self._studies is None or study_id is None or study_id in self._study_ids:
-            return
-        known = self._session.studies_known
-        self._study_ids |= {known[uid].id for uid in self._studies if uid in known}
-        if unknown := [uid for uid in self._studies if uid not in known]:
-            self._study_ids.update(self.connection.execute(_NUMBERS_OF_STUDIES, {"uids": unknown}).scalars())
-        if study_id not in self._study_ids:
-            raise IllegalMove("a file of a study was to be changed for which the transaction has no lock")
+        return not self._held.is_whole
 
     def begin(self) -> None:
         """Begin although nothing is to be said: where even that fails, the ledger does not work."""
@@ -268,8 +249,7 @@ class Transaction:
             found = {row.uid: KnownStudy(row.id, row.patient_hash, row.accession_hash) for row in there}
             new = [uid for uid in piece if uid not in found]
             if new:
-                if self._studies is not None and not self._studies.issuperset(new):
-                    raise IllegalMove("a study was to be put down for which the transaction has no lock")
+                self._held.expect_new(new)
                 numbers = dialect.take_numbers(self.connection, "study", len(new))
                 made = {uid: KnownStudy(each, *labels[uid]) for each, uid in zip(numbers, new, strict=True)}
                 rows = [
@@ -350,7 +330,7 @@ class Transaction:
 
     def add_file(self, values: dict[str, Any], *, at: datetime) -> None:
         """Add a file; ``values`` are its columns. One that has a state of its own gets no delivery."""
-        self._expect_of_studies(values["study_id"])
+        self._held.expect(self.connection, values["study_id"])
         self._work.add(file, values)
         state: State | None = values["state"]
         if state is not None:
@@ -364,7 +344,7 @@ class Transaction:
         """Add a delivery; ``values`` are its columns. Its file counts it as one that needs its bytes already."""
         state: State = values["state"]
         check_move(None, state)
-        self._expect_of_studies(values["study_id"])
+        self._held.expect(self.connection, values["study_id"])
         self._work.add(delivery, values)
         line = (at, None, state, values["reason"] or "", note, None, "")
         self._work.put_down([(values["file_id"], values["id"])], line)
@@ -378,7 +358,7 @@ class Transaction:
         self, row: FileRow, *, to: State, at: datetime, reason: Reason | None, note: str, **values: Any
     ) -> None:
         """Move a file that has no delivery; raises IllegalMove for a move that ``FILE_MOVES`` lacks."""
-        self._expect_of_studies(row.study_id)
+        self._held.expect(self.connection, row.study_id)
         check_move(row.state, to, FILE_MOVES)
         if to in SETTLED:
             values.setdefault("unneeded_at", at)
@@ -427,7 +407,7 @@ class Transaction:
     def change(self, *rows: Row, to: dict[str, Any], at: datetime) -> None:
         """Set the same columns of rows that are alike; what changes their state goes through ``move``."""
         row = rows[0]
-        self._expect_of_studies(row.study_id)
+        self._held.expect(self.connection, row.study_id)
         after = to.get("state", row.state)
         queued = int(
             after is State.PENDING

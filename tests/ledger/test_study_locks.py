@@ -17,7 +17,17 @@ from ingestd.clocks import read_clocks
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Gate
 from ingestd.daemon.trust import Comparisons, Trust
-from ingestd.ledger import Ledger, LedgerBusy, Transaction, Writer, moves, postgres_server, queries, transaction
+from ingestd.ledger import (
+    Ledger,
+    LedgerBusy,
+    Transaction,
+    Writer,
+    held_studies,
+    moves,
+    postgres_server,
+    queries,
+    transaction,
+)
 from ingestd.ledger.study_locks import MOST_STUDIES, key_of, waiting_for
 from ingestd.lifecycle import FeedEnd, IllegalMove, Outcome, Reason, Sighting, Standing, State
 from tests.ledger_builders import BACKOFF, LATER, NOW, URL, admit, arrival, open_shared, outcome, result_of, send
@@ -200,7 +210,7 @@ def test_who_asks_about_many_studies_leaves_room_for_claims(
     both: tuple[Ledger, Ledger], monkeypatch: pytest.MonkeyPatch
 ):
     """Whoever has the upkeep claimed nothing while many studies were to be proven: these had all the locks."""
-    monkeypatch.setattr(transaction, "MOST_STUDIES", 4)
+    monkeypatch.setattr(held_studies, "MOST_STUDIES", 4)
     a = both[0].at("default")
     numbers = admit(a, *(arrival(number, study=10 - number) for number in range(1, 6)))
     for number in range(1, 6):
