@@ -35,7 +35,7 @@ _KEPT = (
 _CHOSEN = _KEPT | set(tags.PIXELS) | MAIN_ELEMENTS | {tags.DATA_SET_TRAILING_PADDING, tags.DIRECTORY_RECORD_SEQUENCE}
 _TEXT_MOST = 64  # LO, SH and CS are shorter; more is cut, as it is for searching and for rules only
 # Asked several times for each file, and mostly for the UIDs of the file before.
-_UID = lru_cache(UIDS_CACHED)(re.compile(r"[0-9.]{1,64}", re.ASCII).fullmatch)
+_UID = lru_cache(UIDS_CACHED)(re.compile(r"(?=\.*[0-9])[0-9.]{1,64}", re.ASCII).fullmatch)
 _LEADING_ZERO = lru_cache(UIDS_CACHED)(re.compile(r"(?:^|\.)0[0-9]", re.ASCII).search)
 _PAGE = 4096
 

@@ -247,7 +247,7 @@ def test_directory_is_told_by_its_class_and_by_its_records(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "study_uid, reason",
-    [("", "empty"), ("1.2.x", "not a UID"), ("1" * 65, "not a UID"), ("../../etc", "not a UID")],
+    [("", "empty"), ("1.2.x", "not a UID"), ("1" * 65, "not a UID"), ("../../etc", "not a UID"), ("..", "not a UID")],
 )
 def test_file_without_a_valid_uid_is_told_so(study_uid: str, reason: str, tmp_path: Path) -> None:
     elements = (
