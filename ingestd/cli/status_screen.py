@@ -208,7 +208,7 @@ _IN_WORDS = {
     "dicomdir": "DICOMDIR",
     "not_regular": "links, pipes or devices",
     "stale_ignored": "of them old",
-    "too_deep": "folders too deep",
+    "too_deep": "too deep",
     "other_device": "folders mounted from elsewhere",
 }
 # What counts on; the rest is of the moment, or of the last complete scan.

@@ -65,7 +65,7 @@ def workers_of(
 ) -> DaemonWorkers:
     """Start the workers. Raises ValueError for inboxes that cannot be used together, and NoThread; none runs then."""
     with ExitStack() as undo:
-        inboxes = Inboxes(policies, spool=spool.path, wake=wake)
+        inboxes = Inboxes(policies, spool=spool.path, wake=wake, is_too_long=ledger.database.is_too_long)
         undo.callback(inboxes.close)
         readers = ReaderPool(processes=config.reader.processes, limits=reader_limits_of(config), wake=wake)
         undo.callback(readers.close)

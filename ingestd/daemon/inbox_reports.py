@@ -132,8 +132,8 @@ def _troubles(report: InboxReport) -> Iterator[tuple[str, str, str]]:
     )
     yield (
         "too_deep",
-        "folders in the drop folder lie too deep to be looked into" if report.too_deep else "",
-        "move their files up, or make the folder above them an inbox of its own",
+        "files or folders in the drop folder lie too deep to be taken in" if report.too_deep else "",
+        "move the files up, give their folders shorter names, or make the folder above them an inbox of its own",
     )
     yield (
         "mounted",

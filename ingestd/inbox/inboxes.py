@@ -46,7 +46,9 @@ class Inboxes:
         wake: Callable[[], object],
         scan_every: timedelta = timedelta(seconds=30),
         track_most: int = 20_000,
+        is_too_long: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        """``is_too_long`` says of a file's path in its folder that nobody can keep it; it is left, and told of."""
         spool_stat, spool_mount = spool.stat(), mount_of(str(spool))
         places = check_places(policies, spool)
         scan_seconds: dict[str, float] = {}
@@ -61,6 +63,7 @@ class Inboxes:
                 spool_mount=spool_mount,
                 apart=_inside(places[policy.name], [*places.values(), os.path.realpath(spool)]),
                 scan_seconds=scan_seconds,
+                is_too_long=is_too_long,
             )
 
         self._folder_of = folder_of

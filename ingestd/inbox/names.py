@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini", "autorun.inf", ".ds_store"})
 _UNFINISHED = (".part", ".tmp", "~")
@@ -13,8 +13,16 @@ _UNFINISHED = (".part", ".tmp", "~")
 class Names:
     """The rules of one inbox; with ``only``, the files named there are all that there is to see, whatever they are."""
 
-    def __init__(self, globs: Collection[str] = (), *, only: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        globs: Collection[str] = (),
+        *,
+        only: Collection[str] | None = None,
+        is_too_long: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        """``is_too_long`` says of a file's path that nobody can keep it."""
         self._only = only
+        self.is_too_long = is_too_long
         self._globs = re.compile("|".join(f"(?:{fnmatch.translate(glob)})" for glob in globs)) if globs else None
         self._last_folder = ("", False)  # and whether it is left alone: the next path asked about is often in it too
 
@@ -51,7 +59,9 @@ class Names:
         folder, _, name = relative_path.rpartition("/")
         if folder != self._last_folder[0]:
             self._last_folder = (folder, self._ignores_folder(folder))
-        return self._last_folder[1] or (name != "" and self.ignores(name, relative_path))
+        return self._last_folder[1] or (
+            name != "" and (self.ignores(name, relative_path) or self.is_too_long(relative_path))
+        )
 
     def _ignores_folder(self, relative_path: str) -> bool:
         parts = relative_path.split("/")

@@ -58,7 +58,7 @@ class Counts:
     stale_not_regular: int = 0
     dicomdir: int = 0
     unreadable: int = 0  # folders that may not be listed
-    too_deep: int = 0
+    too_deep: int = 0  # folders below the deepest that is looked into, and files with a path that nobody can keep
     other_device: int = 0  # folders that another filesystem is mounted on
     faults: int = 0  # listings that broke off: nothing may be concluded from what is missing
 
@@ -203,6 +203,9 @@ class Walk:
         try:
             if entry.is_file(follow_symlinks=False):
                 counts.files += 1
+                if self.names.is_too_long(path):
+                    counts.too_deep += 1
+                    return False
                 # The index of a medium (PS3.10 §8.6), possibly with the dot that some exports add.
                 counts.dicomdir += len(name) < 10 and name.upper() in {"DICOMDIR", "DICOMDIR."}
                 if not self.passes_over(path):

@@ -55,6 +55,7 @@ class WatchedFolder:
         spool_mount: Mount | None,
         apart: Collection[str],
         scan_seconds: dict[str, float],
+        is_too_long: Callable[[str], bool],
     ) -> None:
         self.policy = policy
         self.ready: deque[TrackedFile] = deque()
@@ -67,7 +68,7 @@ class WatchedFolder:
         self.tracker = Tracker(policy, settle=SETTLE_LOCAL, most=track_most)
         self._say_how_to_settle()
         self.statistics = ScanStatistics(self.health)
-        names = Names(policy.ignore, only=policy.only)
+        names = Names(policy.ignore, only=policy.only, is_too_long=is_too_long)
         self._hinted = HintedPaths(names, apart)
         self.scans = ScanSchedule(
             every=scan_every,

@@ -52,6 +52,9 @@ class Database(Protocol):
     driver_error: type[Exception]  # what its driver raises
     clock: Clock  # by which all who write it go
 
+    def is_too_long(self, relative_path: str) -> bool:
+        """Whether a file's path in its folder cannot be kept."""
+
     def open_engine(self, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:
         """Make the engine; ``rehearsal``: make no file. LedgerMissing: there is no ledger, and none may be made."""
 

@@ -33,6 +33,7 @@ from sqlalchemy.exc import DBAPIError
 from ingestd.clocks import boottime
 
 from . import baseline, membership, study_locks, workers
+from .column_types import PathText
 from .database import Tell, Writer
 from .errors import LedgerError, LedgerFenced
 from .guards import GUARDS, Guard
@@ -50,6 +51,9 @@ _END_IDLE = f"""SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_sta
         AND (state LIKE 'idle in transaction%' OR (wait_event = 'ClientRead' AND query NOT LIKE 'COPY %'))
         AND state_change < clock_timestamp() - interval '{BUSY_SECONDS}s'
 """  # noqa: S608 - numbers of ours
+# An entry of an index has room for 2,704 bytes, and with a path come an inbox and a name in the spool (PostgreSQL
+# documentation: B-Tree Indexes, "up to approximately one-third of a page").
+_LONGEST_PATH = 2500
 _WRITE_ONCE_MORE = "UPDATE worker SET writes = writes WHERE id = %s"
 _PLANS = (
     "SET LOCAL plan_cache_mode = force_generic_plan",
@@ -74,6 +78,10 @@ class Postgres(Server):
     is_shared = True
     driver_error: type[Exception] = psycopg.Error
     _counted = 0  # what our row said last: a backup that is put back while we run says less
+
+    def is_too_long(self, relative_path: str) -> bool:
+        # Most are too short to be asked of more closely.
+        return len(relative_path) > _LONGEST_PATH // 5 and len(PathText.keep(relative_path).encode()) > _LONGEST_PATH
 
     def begin(
         self,

@@ -37,6 +37,9 @@ class Sqlite:
         self.name = str(self.file)
         self.clock = Clock()
 
+    def is_too_long(self, relative_path: str) -> bool:  # noqa: ARG002 - the kernel's longest is kept
+        return False
+
     def open_engine(self, *, create: bool, read_only: bool, rehearsal: bool = False) -> Engine:
         return sqlite_file.open_engine(self.file, create=create, read_only=read_only, rehearsal=rehearsal)
 
