@@ -145,8 +145,17 @@ def _is_elsewhere(config: Config) -> bool:
 
 def _ledger(config: Config, work: AtWork | None) -> Iterator[CheckResult]:
     from ingestd.config import agreement_of
-    from ingestd.inbox import ledger_of
-    from ingestd.ledger import Ledger, LedgerBusy, LedgerError, LedgerMissing, LedgerOlder, LedgerPermission, queries
+    from ingestd.inbox import keeps_files, ledger_of
+    from ingestd.ledger import (
+        OTHER_LEDGER_STEP,
+        Ledger,
+        LedgerBusy,
+        LedgerError,
+        LedgerMissing,
+        LedgerOlder,
+        LedgerPermission,
+        queries,
+    )
 
     name, belongs_to = config.ledger_name, ""
     with suppress(OSError):
@@ -170,6 +179,8 @@ def _ledger(config: Config, work: AtWork | None) -> Iterator[CheckResult]:
         if belongs_to:
             text = f"{name} would be made anew, and the spool belongs to {belongs_to.partition(' ')[2]}"
             yield bad("ledger", text, "name that one; where it is lost for good, remove spool.ledger from the spool")
+        elif config.ledger_file is None and keeps_files(config.spool.path):
+            yield bad("ledger", f"{name} would be made anew, and the spool has files of another one", OTHER_LEDGER_STEP)
         else:
             yield ok("ledger", f"{name} will be made")
     except LedgerOlder as error:

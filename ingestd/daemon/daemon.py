@@ -19,8 +19,8 @@ from ingestd.daemon.outage import Outage
 from ingestd.daemon.reach import Reach
 from ingestd.daemon.stage import Gates, RunProgress
 from ingestd.daemon.steps import Routing
-from ingestd.inbox import InboxPolicy, Spool
-from ingestd.ledger import Ledger, LedgerMissing, Writer, moves
+from ingestd.inbox import InboxPolicy, Spool, keeps_files
+from ingestd.ledger import OTHER_LEDGER_STEP, Ledger, LedgerError, LedgerMissing, Writer, moves
 from ingestd.logs import set_key
 
 
@@ -189,8 +189,21 @@ def spool_of(config: Config) -> Spool:
     return Spool(path)
 
 
+def _expect_its_ledger(config: Config, spool: Spool) -> None:
+    """Refuse a spool with files that the ledger knows nothing of: they would be taken in, and sent, once more."""
+    if config.ledger_file is not None or spool.ledger or not keeps_files(spool.path):
+        return
+    with suppress(LedgerMissing), Ledger.open(config.ledger, read_only=True, key=config.spool.search_key) as ledger:
+        if ledger.knows_spool(spool.host):
+            return
+    raise LedgerError(
+        f"the spool {spool.path} has files of which the ledger {config.ledger_name} knows nothing; {OTHER_LEDGER_STEP}"
+    )
+
+
 def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer | None) -> tuple[Spool, Ledger]:
     spool = spool_of(config)
+    _expect_its_ledger(config, spool)
     if config.ledger_file is not None:
         spool.lock()  # else the ledger says who works
     try:

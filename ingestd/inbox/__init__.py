@@ -36,7 +36,7 @@ from ingestd.inbox.inboxes import Inboxes, check_places
 from ingestd.inbox.names import Names
 from ingestd.inbox.removal import remove_folders
 from ingestd.inbox.spool import Spool
-from ingestd.inbox.spool_folder import ledger_of, rehearse_spool
+from ingestd.inbox.spool_folder import keeps_files, ledger_of, rehearse_spool
 from ingestd.inbox.spool_listing import OfInbox
 from ingestd.inbox.spool_names import name_in_spool, new_name
 from ingestd.inbox.types import (
@@ -87,6 +87,7 @@ __all__ = [
     "Watch",
     "WhyNot",
     "check_places",
+    "keeps_files",
     "ledger_of",
     "name_in_spool",
     "new_name",

@@ -80,6 +80,11 @@ def ledger_of(path: Path) -> str:
         return ""
 
 
+def keeps_files(path: Path) -> bool:
+    """Whether any file was taken into a spool, and is there still."""
+    return any(files for _, _, files in os.walk(path / "files"))
+
+
 def unusable(spool: Path, error: OSError, file: Path | None = None) -> SpoolError:
     """Say what the system answered, and for which file of the spool; ``file`` where the error itself does not know."""
     why = (error.strerror or type(error).__name__).lower()

@@ -42,6 +42,7 @@ from .reports import Attempt, Choice, Count, Entry, Event, Status, Story, StudyS
 from .values import (
     KEY_MADE_ANEW,
     OTHER_ADDRESS_STEP,
+    OTHER_LEDGER_STEP,
     Admitted,
     Alarm,
     Applied,
@@ -91,6 +92,7 @@ else:
 __all__ = [
     "KEY_MADE_ANEW",
     "OTHER_ADDRESS_STEP",
+    "OTHER_LEDGER_STEP",
     "UPKEEP",
     "Admitted",
     "Alarm",

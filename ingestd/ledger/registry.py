@@ -158,6 +158,10 @@ class Registry(Session):
         known = self.fetch_one(_ID) if self.database.is_shared else None
         return str(known.value) if known is not None else ""
 
+    def knows_spool(self, host: str) -> bool:
+        """Whether files of the spool with this id were taken in by it."""
+        return self.fetch_one(select(spool_table.c.id).where(spool_table.c.host == host)) is not None
+
     def expect_spool_of_ours(self, spool: Path, *, said: str) -> None:
         """Refuse a spool whose folder names (``said``) another ledger: both would take its files in, and send them."""
         belongs_to, _, name = said.partition(" ")

@@ -281,6 +281,11 @@ class InboxSummary:
 
 # The kind of the alarm that a person may end by accepting the key that is there.
 KEY_MADE_ANEW = "key_made_anew"
+# For a spool whose files are another ledger's.
+OTHER_LEDGER_STEP = (
+    "take the ledger that knows them over (`ingestd ledger move`), or, where that is lost for good, move them out of "
+    "the spool into a drop folder"
+)
 OTHER_ADDRESS_STEP = (
     "set its url back; or, where the server and what it has moved there, say so with "
     "`ingestd destination move NAME URL`; another server needs a name of its own under `destinations` (the one under "
