@@ -223,7 +223,13 @@ def write(connection: Connection, statement: Executable, values: Any, *, rows: i
     """
     if connection.dialect.name == POSTGRESQL:
         connection.execute(statement, values, execution_options={WITHOUT_ANSWER: rows})
-    elif connection.execute(statement, values).rowcount != rows and rows is not None:
+    else:
+        expect_hit(connection.execute(statement, values).rowcount, rows)
+
+
+def expect_hit(hit: int, rows: int | None) -> None:
+    """Raise IllegalMove where a statement has hit other than so many rows; None: any."""
+    if rows not in (None, hit):
         raise IllegalMove("a row was moved by somebody else within our own transaction")
 
 

@@ -19,9 +19,7 @@ import psycopg
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from ingestd.lifecycle import IllegalMove
-
-from .dialect import WITHOUT_ANSWER
+from .dialect import WITHOUT_ANSWER, expect_hit
 
 
 class _Cursor(psycopg.Cursor[Any]):
@@ -61,8 +59,8 @@ class PipelinedConnection(psycopg.Connection[Any]):
         if self._sent:
             self._open.close()
             sent, self._sent = self._sent, []
-            if any(rows not in (None, cursor.rowcount) for cursor, rows in sent):
-                raise IllegalMove("a row was moved by somebody else within our own transaction")
+            for cursor, rows in sent:
+                expect_hit(cursor.rowcount, rows)
 
     def commit(self) -> None:
         self.hear()
