@@ -48,9 +48,17 @@ def image(*, first_pixel: int = 0) -> bytes:
 
 
 def configure(
-    folder: Path, server: Emulator, *, take: str = "move", retain: str = "24h", kind: str = "auto", auth: str = "none"
+    folder: Path,
+    server: Emulator,
+    *,
+    take: str = "move",
+    retain: str = "24h",
+    kind: str = "auto",
+    auth: str = "none",
+    verify: str = "auto",
+    ledger: str = "",
 ) -> Config:
-    """One inbox beside its spool, with the patience of a test."""
+    """One inbox beside its spool, with the patience of a test; ``ledger`` is the folder's where none is named."""
     (folder / "drop").mkdir(exist_ok=True)
     file = folder / "config.yaml"
     file.write_text(
@@ -59,9 +67,9 @@ def configure(
         "batch: {quiet_period: 50ms}\n"
         "retry: {base: 200ms, cap: 1s}\n"
         f'destination: {{url: "{server.url}", kind: {kind}, auth: {auth}}}\n'
-        "reconcile: {interval: 100ms, lag: 1s, absence_wait: 200ms}\n"
+        f"reconcile: {{interval: 100ms, lag: 1s, absence_wait: 200ms, verify: {verify}}}\n"
         "shutdown_grace: 5s\n"
-        f"ledger: {url_of(folder)}\n"
+        f"ledger: {ledger or url_of(folder)}\n"
         "reader: {processes: 1}\n"
     )
     agree_anew(folder)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from datetime import timedelta
 from pathlib import Path
 
-from ingestd.config import load
-from ingestd.daemon import once_policies, run_once
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, queries
 from ingestd.lifecycle import State
 from tests.builders import fresh_uid, instance_bytes
+from tests.daemon.test_promise import configure, run
 
 # Of three bytes each in UTF-8, and nothing that can be compressed.
 _CHANCE = random.Random(1)
@@ -33,19 +31,8 @@ def test_file_under_a_path_that_is_too_long_stays_and_is_told_and_all_others_arr
     drop = tmp_path / "drop"
     for name in ("good", LONGEST, TOO_LONG):
         put(drop, name)
-    file = tmp_path / "config.yaml"
-    file.write_text(
-        "inboxes: [{path: drop, settle: 50ms}]\n"
-        "spool: {path: spool, low_water: 1MB}\n"
-        "batch: {quiet_period: 50ms}\n"
-        f'destination: {{url: "{server.url}", auth: none}}\n'
-        "reconcile: {interval: 100ms, lag: 1s}\n"
-        f"ledger: {database}\n"
-        "reader: {processes: 1}\n"
-    )
-    config = load(file)
 
-    run_once(config, timeout=timedelta(seconds=30), policies=once_policies(config))
+    run(configure(tmp_path, server, ledger=database), seconds=30)
 
     with Ledger.open(database, read_only=True) as ledger:
         status = queries.status(ledger)

@@ -11,14 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from ingestd.config import Config, load
+from ingestd.config import Config
 from ingestd.daemon import Daemon, outage
 from ingestd.daemon.daemon import spool_of
 from ingestd.emulator import Emulator
 from ingestd.ledger import Ledger, LedgerError, Transaction, Writer, moves, queries, study_locks
 from ingestd.lifecycle import State
 from tests.builders import fresh_uid, instance_bytes
-from tests.daemon.test_promise import turn
+from tests.daemon.test_promise import configure, turn
 
 STUDIES = [fresh_uid(1) for _ in range(2)]
 WRITTEN = ("add_candidates", "admit", "claim", "finish", "record_sightings", "apply", "mark_removing", "mark_removed")
@@ -36,18 +36,7 @@ OF_STUDIES = ("delivery", "file", "study_sum", "study_label", "attempt", "rendit
 
 @pytest.fixture
 def config(tmp_path: Path, server: Emulator, database: str) -> Config:
-    (tmp_path / "drop").mkdir()
-    file = tmp_path / "config.yaml"
-    file.write_text(
-        "inboxes: [{path: drop, settle: 50ms}]\n"
-        "spool: {path: spool, low_water: 1MB, retain: 0s}\n"
-        "batch: {quiet_period: 50ms}\n"
-        f'destination: {{url: "{server.url}", auth: none}}\n'
-        "reconcile: {interval: 100ms, lag: 1s, verify: presence}\n"
-        f"ledger: {database}\n"
-        "reader: {processes: 1}\n"
-    )
-    return load(file)
+    return configure(tmp_path, server, retain="0s", verify="presence", ledger=database)
 
 
 @pytest.fixture
