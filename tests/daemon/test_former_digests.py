@@ -43,9 +43,7 @@ def reasons(config: Config) -> set[str]:
 
 
 def test_file_that_waits_is_sent_and_its_copy_compared(tmp_path: Path, server: Emulator) -> None:
-    config = configure(tmp_path, server)
-    config.file.write_text(config.file.read_text().replace("reconcile: {", "reconcile: {verify: content, "))
-    config = load(config.file)
+    config = configure(tmp_path, server, verify="content")
     server.faults.add("unavailable")
     (tmp_path / "drop" / "image").write_bytes(image())
     with running(config) as daemon:
