@@ -73,7 +73,7 @@ def _spool_away(missing: str, lines: list[Alarm], at: datetime) -> Iterator[Alar
             about="",
             note=missing,
             next_step="mount its disk again, or put the folder back: an ingestd that runs goes on by itself; or mend "
-            "`spool` in the configuration",
+            "`spool` in the configuration; where it is lost for good, `ingestd check` says what to do",
             since=at,
         )
 

@@ -16,17 +16,13 @@ from ingestd.clocks import Now, boottime
 from ingestd.daemon.alarms import Alarms
 from ingestd.daemon.stage import Gates, Stage
 from ingestd.inbox import Spool
-from ingestd.ledger import DestinationStatus
+from ingestd.ledger import DestinationStatus, lost_spool_step
 
 _SPACE_EVERY_SECONDS = 1.0
 # What can go makes room before it is low, by this part of it: a copy that would leave less than low_water is not made.
 _SPARE = 8
 # What an alarm tells of who waits is brought up to date no more often.
 _TELL_EVERY_SECONDS = 60.0
-_SPOOL_STEP = (
-    "mount its disk again, or put the folder back; intake goes on by itself. If it is lost for good, restart ingestd: "
-    "what was in it then shows as failed, and is to be dropped again"
-)
 _BARRED_STEP = (
     "look at its disk (dmesg) and mount it for writing, give ingestd's user the right to write in it, or move away "
     "what stands in the place of its folder; intake goes on by itself, and what lies in the spool is sent meanwhile"
@@ -41,6 +37,10 @@ class SpoolDisk(Stage):
     ) -> None:
         """Look at once: what comes first goes by it. ``low_water`` in bytes; ``waiting`` says what fills the disk."""
         self._spool = spool
+        self._mounted_again = (
+            "mount its disk again, or put the folder back; intake goes on by itself; "
+            + lost_spool_step(spool.path, spool.host)
+        )
         self._gates = gates
         self._alarms = alarms
         self._waiting = waiting
@@ -122,7 +122,7 @@ class SpoolDisk(Stage):
         self._tell(trouble, barred)
 
     def _tell(self, trouble: str, barred: str) -> None:
-        self._alarms.set("spool", note=trouble or barred, next_step=_SPOOL_STEP if trouble else _BARRED_STEP)
+        self._alarms.set("spool", note=trouble or barred, next_step=self._mounted_again if trouble else _BARRED_STEP)
         self._tell_full()
         unknown = "nobody can say how full the spool's disk is, so that nothing is taken in and nothing removed"
         self._alarms.set(

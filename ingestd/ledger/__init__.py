@@ -68,6 +68,7 @@ from .values import (
     RowToCompare,
     RowToRead,
     UnremovedSource,
+    lost_spool_step,
 )
 from .workers import Beat, Worker
 
@@ -150,5 +151,6 @@ __all__ = [
     "differing",
     "inbox_claim",
     "inbox_claimed",
+    "lost_spool_step",
     "stand_by",
 ]

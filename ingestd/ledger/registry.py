@@ -21,7 +21,7 @@ from .schema import destination as destination_table
 from .schema import meta, state_count, verification
 from .schema import spool as spool_table
 from .session import PUT_META, Session
-from .values import OTHER_ADDRESS_STEP
+from .values import OTHER_ADDRESS_STEP, lost_spool_step
 
 _DESTINATIONS = select(destination_table.c.id, destination_table.c.name, destination_table.c.url).order_by(
     destination_table.c.id
@@ -116,19 +116,21 @@ class Registry(Session):
         An empty mount point looks like a new spool: going on would strand every file of the real one.
         """
         waiting = self.connection.execute(
-            select(dialect.total(state_count.c.entries))
+            select(spool_table.c.host, dialect.total(state_count.c.entries).label("entries"))
             .join(spool_table, spool_table.c.id == state_count.c.spool_id)
             .where(
                 spool_table.c.path == str(self.spool or ""),
                 spool_table.c.host != self.host,
                 COUNTS_WAITING,
             )
-        ).scalar_one()
+            .group_by(spool_table.c.host)
+            .having(dialect.total(state_count.c.entries) > 0)
+        ).first()
         if self.spool is not None and waiting:
             raise LedgerError(
-                f"the spool {self.spool} is not the one in which files of the ledger {self.name} wait ({waiting}): it"
-                " has another id (spool.id). If its disk is not mounted, mount it; if it is lost, give ingestd a spool"
-                " at another path, and these files stay in sight as unconfirmed"
+                f"the spool {self.spool} is not the one in which files of the ledger {self.name} wait"
+                f" ({waiting.entries}): it has another id (spool.id). If its disk is not mounted, mount it;"
+                f" {lost_spool_step(self.spool, waiting.host)}"
             )
 
     def _join_host(self) -> None:
@@ -144,12 +146,11 @@ class Registry(Session):
         Where a share is not mounted, its folder looks like a new spool.
         """
         # That of `send` lies in the other, under its name.
-        for row in self.fetch_all(select(spool_table.c.path)):
+        for row in self.fetch_all(select(spool_table.c.path, spool_table.c.host)):
             if (Path(row.path).name == SEND_FOLDER) == (spool.name == SEND_FOLDER):
                 raise LedgerError(
                     f"the spool {spool} is not that of the ledger {self.name}, which was at {row.path} when it was last"
-                    " opened: mount that one here, on each machine; where it is lost, restore its spool.id into an"
-                    " empty one, and what lay there stays in sight as unconfirmed"
+                    f" opened: mount that one here, on each machine; {lost_spool_step(spool, row.host)}"
                 )
 
     @property

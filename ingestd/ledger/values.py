@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from ingestd.lifecycle import Content, Identity, Jump, Reason, SourceStat, State
@@ -291,6 +293,15 @@ OTHER_ADDRESS_STEP = (
     "`ingestd destination move NAME URL`; another server needs a name of its own under `destinations` (the one under "
     "`destination` is called `default`)"
 )
+
+
+def lost_spool_step(spool: Path | str, host: str) -> str:
+    """Say what to do where the spool with this id is lost for good: one that has it is known, and found empty."""
+    return (
+        "where it is lost for good, make an empty one that has its id, as ingestd's user:"
+        f" `mkdir -p {quote(str(spool))} && echo {host} > {quote(str(Path(spool, 'spool.id')))}`, and restart ingestd;"
+        " what was in it then shows as failed, unless the server has it, and is to be dropped again"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
