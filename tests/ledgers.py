@@ -88,7 +88,7 @@ def agree_anew(folder: Path) -> None:
     """Have the configuration that is read next hold for all who share the ledger of this folder."""
     if ON_POSTGRESQL:
         with raw(url_of(folder)) as connection, suppress(psycopg.errors.UndefinedTable):
-            connection.execute("DELETE FROM meta WHERE key = 'agreement'")
+            connection.execute("DELETE FROM meta WHERE key = 'agreed'")
 
 
 def key_of(folder: Path, spool: str = "") -> Path:

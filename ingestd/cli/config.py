@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .common import ExitCode, Stop, config_option, json_option, ledger_for_moves, load_config, tell_config
-from .output import print_json
+from .output import plain, print_json
 
 
 @click.group("config", short_help="Say that this configuration holds for all machines that share a ledger.")
@@ -33,11 +33,21 @@ def adopt(*, config: Path | None, as_json: bool) -> int:
     if settings.ledger_file is not None:
         raise Stop(ExitCode.CONFIGURATION, "nobody shares an SQLite ledger: change the file, and reload")
     with ledger_for_moves(settings) as ledger:
-        keys = ledger.agree(agreement_of(settings))
+        said = agreement_of(settings)
+        former = ledger.agree(said)
+    before = former.said if former is not None else {}
+    keys = former.differing(said) if former is not None else sorted(said)
+    gone = sorted(before.keys() - said.keys())
     if as_json:
-        print_json({"changed": keys})
-    elif keys:
-        click.echo(f"this configuration holds now; it is new in: {', '.join(keys)}")
-    else:
+        print_json({"changed": keys, "gone": gone})
+        return 0
+    if not keys:
         click.echo("this configuration holds already; nothing was changed")
+        return 0
+    new = [key for key in keys if key in said]
+    click.echo("this configuration holds now" + (f"; it is new in: {', '.join(new)}" if new else ""))
+    if gone:
+        click.echo(f"no longer there, for any machine: {', '.join(gone)}")
+    if former is not None:
+        click.echo(f"until now that of {plain(former.machine)} held, since {former.at:%Y-%m-%d %H:%M} UTC")
     return 0

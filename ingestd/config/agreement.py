@@ -13,10 +13,10 @@ _OWN = {"auth", "tls"}
 
 
 def agreement_of(config: Config) -> dict[str, str]:
-    """Give a digest of each of these sections, by its key in the file."""
+    """Give a digest of each inbox and destination by its name, and of each other section by its key in the file."""
     said: dict[str, Any] = {
-        "inboxes": [inbox.model_dump() for inbox in config.inboxes],
-        "destinations": {name: each.model_dump(exclude=_OWN) for name, each in config.destinations.items()},
+        **{f"inboxes.{inbox.spool_name}": inbox.model_dump() for inbox in config.inboxes},
+        **{f"destinations.{name}": each.model_dump(exclude=_OWN) for name, each in config.destinations.items()},
         "rules": [rule.model_dump() for rule in config.rules],
         "spool.retain": config.spool.retain,
         "reconcile": config.reconcile.model_dump(),

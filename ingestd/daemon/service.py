@@ -26,13 +26,13 @@ from ingestd.daemon.spool_view import GivesBack
 from ingestd.daemon.standing_by import wait_for_turn
 from ingestd.inbox import SpoolError
 from ingestd.ledger import (
+    Agreement,
     Ledger,
     LedgerBusy,
     LedgerDiffers,
     LedgerError,
     LedgerHeld,
     LedgerUnread,
-    differing,
     queries,
 )
 
@@ -191,7 +191,7 @@ class _Service:
         self._gives_back = GivesBack(daemon.ledger, daemon.stages.disk, lease=daemon.config.lease)
         self.has_given_back = False
         self._agreement = agreement_of(daemon.config)
-        self._reread_for = ""  # what all agreed upon when our configuration was read again for it
+        self._reread_for: Agreement | None = None  # what all agreed upon when our configuration was read again for it
         self.differs = False  # it is another still: we stand by
         self._is_ready = False
         self._alive_at = self._status_at = 0.0
@@ -229,10 +229,10 @@ class _Service:
         Nobody works by another beside them.
         """
         try:
-            agreed = self._daemon.ledger.agreement() if self._daemon.ledger.is_shared else ""
+            agreed = self._daemon.ledger.agreement()
         except LedgerError:
             return False  # the loop meets it, too
-        if not agreed or not differing(agreed, self._agreement):
+        if agreed is None or not agreed.differing(self._agreement):
             return False
         if self._reread_for == agreed:
             return True

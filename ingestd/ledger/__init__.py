@@ -19,6 +19,7 @@ LedgerError says what is wrong and what to do; LedgerBusy, LedgerFull and Ledger
 
 from typing import TYPE_CHECKING
 
+from .agreement import Agreement
 from .database import Writer
 from .errors import (
     LedgerAway,
@@ -37,7 +38,6 @@ from .errors import (
 )
 from .ledger import Ledger, stand_by
 from .membership import UPKEEP, Member, inbox_claim, inbox_claimed
-from .registry import differing
 from .reports import Attempt, Choice, Count, Entry, Event, Status, Story, StudySummary
 from .values import (
     KEY_MADE_ANEW,
@@ -96,6 +96,7 @@ __all__ = [
     "OTHER_LEDGER_STEP",
     "UPKEEP",
     "Admitted",
+    "Agreement",
     "Alarm",
     "Applied",
     "Attempt",
@@ -148,7 +149,6 @@ __all__ = [
     "UnremovedSource",
     "Worker",
     "Writer",
-    "differing",
     "inbox_claim",
     "inbox_claimed",
     "lost_spool_step",

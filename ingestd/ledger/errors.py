@@ -68,11 +68,8 @@ class LedgerFull(LedgerError):
 class LedgerDiffers(LedgerError):
     """What this configuration says in ``keys`` is not what the ledger was last told, for all that share it."""
 
-    def __init__(self, name: str, keys: Sequence[str]) -> None:
-        super().__init__(
-            f"this configuration is not what the ledger {name} has for all its machines: make the files equal, or"
-            f" `ingestd config adopt` this one; it differs in {', '.join(keys)}"
-        )
+    def __init__(self, message: str, keys: Sequence[str]) -> None:
+        super().__init__(message)
         self.keys = tuple(keys)
 
 

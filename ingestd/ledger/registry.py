@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +13,10 @@ from sqlalchemy import insert, select, update
 from ingestd.lifecycle import BatchLimits
 
 from . import counters, dialect
+from .agreement import AGREED, AGREEMENT, Agreement
 from .column_types import MICROSECOND
 from .counters import COUNTS_WAITING
-from .errors import LedgerDiffers, LedgerError, LedgerMissing, OtherDestination
+from .errors import LedgerError, LedgerMissing, OtherDestination
 from .schema import destination as destination_table
 from .schema import meta, state_count, verification
 from .schema import spool as spool_table
@@ -34,15 +34,8 @@ _WAITING = (
 )
 
 
-_AGREEMENT, _ID_KEY = "agreement", "id"
+_ID_KEY = "id"
 _ID = select(meta.c.value).where(meta.c.key == _ID_KEY)
-AGREEMENT = select(meta.c.value).where(meta.c.key == _AGREEMENT)
-
-
-def differing(known: str, said: Mapping[str, str]) -> list[str]:
-    """Say which keys of the configuration the ledger was told otherwise."""
-    told: dict[str, str] = json.loads(known)
-    return sorted(key for key in told.keys() | said.keys() if told.get(key) != said.get(key))
 
 
 class Registry(Session):
@@ -177,23 +170,25 @@ class Registry(Session):
         if not self.database.is_shared:
             return
         known = self.fetch_one(AGREEMENT)
-        if known is None:
-            if self._writes:
-                self.connection.execute(PUT_META, {"key": _AGREEMENT, "value": json.dumps(said)})
-        elif keys := differing(known.value, said):
-            raise LedgerDiffers(self.name, keys)
+        if known is not None:
+            Agreement.read(known.value).expect(said, ledger=self.name)
+        elif self._writes:
+            self._put_agreement(said)
 
-    def agreement(self) -> str:
-        """Give what a shared ledger was told that all have to say alike; "": nothing. Raises LedgerError."""
+    def agreement(self) -> Agreement | None:
+        """Give what a shared ledger was told that all have to say alike; None: nothing. Raises LedgerError."""
         rows = self.fetch_cached(AGREEMENT) if self.database.is_shared else ()
-        return str(rows[0].value) if rows else ""
+        return Agreement.read(rows[0].value) if rows else None
 
-    def agree(self, said: Mapping[str, str]) -> list[str]:
-        """Have this hold for all machines that share the ledger; say which keys change. Raises LedgerError."""
+    def agree(self, said: Mapping[str, str]) -> Agreement | None:
+        """Have this hold for all machines that share the ledger; give what held before. Raises LedgerError."""
         with self.begin():
             known = self.fetch_one(AGREEMENT)
-            self.connection.execute(PUT_META, {"key": _AGREEMENT, "value": json.dumps(said)})
-        return differing(known.value, said) if known is not None else sorted(said)
+            self._put_agreement(said)
+        return Agreement.read(known.value) if known is not None else None
+
+    def _put_agreement(self, said: Mapping[str, str]) -> None:
+        self.connection.execute(PUT_META, {"key": AGREED, "value": Agreement.now(said).kept})
 
     def _put_host(self, limits: BatchLimits) -> None:
         self._refuse_stranding()

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from sqlalchemy.exc import DBAPIError
 
+from .agreement import AGREEMENT, Agreement
 from .database import Writer
-from .errors import LedgerDiffers
-from .registry import AGREEMENT, differing
 from .workers import COUNT, Beat, add, beat_of, end, holder_of
 
 if TYPE_CHECKING:
@@ -59,14 +58,15 @@ class StandingBy:
         if not self._spool_id and not self._database.has_tables(self._connection):
             return None
         told = self._connection.execute(AGREEMENT).scalar()
-        keys = differing(told, self._agreement) if told is not None else []
+        agreed = Agreement.read(told) if told is not None else None
+        keys = agreed.differing(self._agreement) if agreed is not None else []
         if not self._spool_id:
             found = self._connection.exec_driver_sql("SELECT id FROM spool WHERE host = %s", (self._host,)).scalar()
             self._spool_id = found or 0
         if self._spool_id:
             self._beat(now, f"its configuration differs in {', '.join(keys)}" if keys else bars)
-        if keys:
-            raise LedgerDiffers(self._database.name, keys)
+        if agreed is not None:
+            agreed.expect(self._agreement, ledger=self._database.name)
         if not self._spool_id:
             return None
         holder = holder_of(self._connection, self._spool_id)

@@ -339,3 +339,21 @@ def test_an_sqlite_ledger_has_one_daemon(tmp_path, command):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert f"it runs, process {os.getpid()}" in command("workers").out
     assert "Stands by" not in command("status").out
+
+
+def test_adopt_names_what_changes_and_what_goes_and_who_differs_is_told_whose_holds(command, workers):
+    file = workers.folder / "config.yaml"
+    former = file.read_text()
+    workers.works().close()
+
+    assert command("config", "adopt").out.startswith("this configuration holds now; it is new in: destinations")
+    file.write_text(former.replace("path: ./drop", "path: ./other"))
+    said = command("config", "adopt").out
+    assert re.search(r"; it is new in: inboxes.other-\w+\nno longer there, for any machine: inboxes.drop-\w+\n", said)
+    assert f"until now that of {HERE} held, since 20" in said
+    assert command("config", "adopt").out == "this configuration holds already; nothing was changed\n"
+
+    file.write_text(former)
+    differs = next(line for line in command("check").out.splitlines() if "it differs in" in line)
+    assert re.search(r"it differs in inboxes.drop-\w+, inboxes.other-\w+", differs)
+    assert f"UTC, as {HERE} has it: make this file equal to that one's" in differs

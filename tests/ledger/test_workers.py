@@ -206,7 +206,7 @@ def test_whoever_ends_by_itself_is_replaced_at_once(database, folder):
 def test_where_machines_say_otherwise_nobody_takes_over_until_one_of_them_is_adopted(database, folder):
     opened(database, folder, agreement=SAID).close()
     with standing(database, rules="c") as other:
-        with pytest.raises(LedgerDiffers, match=r"make the files equal, or .* it differs in rules"):
+        with pytest.raises(LedgerDiffers, match=r"make this file equal .* it differs in rules"):
             other.look(boottime())
         with opened(database, folder) as ledger:
             (_, barred) = ledger.workers()[:2]
@@ -216,7 +216,7 @@ def test_where_machines_say_otherwise_nobody_takes_over_until_one_of_them_is_ado
                 "its configuration differs in rules",
             )
         with Ledger.open(database, create=False) as person:
-            assert person.agree(SAID | {"rules": "c"}) == ["rules"]
+            assert person.agree(SAID | {"rules": "c"}).said == SAID
         assert other.look(boottime()) is None
     with pytest.raises(LedgerDiffers, match="differs in rules"):
         opened(database, folder, agreement=SAID)
