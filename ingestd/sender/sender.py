@@ -74,7 +74,7 @@ class Sender:
         self._posts = Workers[_Ended]("ingestd-post", wake=wake, threads=self._most_posts)
         self._probes = Workers[ProbeResult]("ingestd-probe", wake=wake)
         self._tokens = Workers[Pause | None]("ingestd-token", wake=wake)
-        self._began: dict[str, tuple[float, int]] = {}  # claim token -> when submitted, how large
+        self._began: dict[str, tuple[float, int]] = {}  # of what is out, by claim token: when submitted, how large
         self._token_at: float | None = None
         self._closed = False
         self._workers = 1
@@ -93,7 +93,7 @@ class Sender:
     @property
     def in_flight(self) -> int:
         """Batches submitted and not yet collected."""
-        return len(self._began)
+        return self._posts.in_flight
 
     @property
     def free(self) -> int:
@@ -112,13 +112,14 @@ class Sender:
         """Post a batch; its attempt row is durable already."""
         assert self.profile is not None, "the server's profile is known before anything is claimed"
         began = boottime()
-        self._posts.submit(partial(self._post, batch, self.profile, began))
         self._began[batch.claim_token] = (began, batch.size_bytes)
+        self._posts.submit(partial(self._post, batch, self.profile, began))
 
     def collect(self) -> list[BatchResult]:
         """Return the posts that have ended since, oldest first; never blocks."""
         collected: list[BatchResult] = []
-        for ended in self._posts.collect():
+        all_ended = self._posts.collect()
+        for place, ended in enumerate(all_ended):
             result, now = ended.result, boottime()
             if ended.congested:
                 self._concurrency.congested(began=ended.began, at=now)
@@ -126,10 +127,9 @@ class Sender:
                 self._concurrency.succeeded(
                     size_bytes=result.batch.size_bytes,
                     instances=len(result.batch.parts),
-                    in_flight=self.in_flight,
+                    in_flight=self.in_flight + len(all_ended) - place,
                     at=now,
                 )
-            self._began.pop(result.batch.claim_token, None)
             collected.append(result)
         return collected
 
@@ -164,7 +164,7 @@ class Sender:
             return True
         now = boottime()
         return all(workers.is_healthy() for workers in (self._posts, self._probes, self._tokens)) and all(
-            now - began < 2 * self._seconds_for(size) + _SLACK_SECONDS for began, size in self._began.values()
+            now - began < 2 * self._seconds_for(size) + _SLACK_SECONDS for began, size in list(self._began.values())
         )
 
     def _seconds_for(self, size_bytes: int) -> float:
@@ -225,6 +225,9 @@ class Sender:
             congested = _says_too_much(error)
         except Exception as error:  # noqa: BLE001 - our own fault; the rows must not hang in SENDING for it
             result = judge_crash(posted, location_of(error), terms=replace(terms, now=self._utc_now()))
+        finally:
+            # Not when it is collected: nothing is, while the ledger is away.
+            del self._began[batch.claim_token]
         outcomes = result.outcomes + left_out
         return _Ended(replace(result, batch=batch, outcomes=outcomes, seconds=boottime() - began), began, congested)
 

@@ -380,6 +380,18 @@ def test_post_that_waits_for_a_slow_line_is_healthy(tmp_path, monkeypatch):
         gate.set()
 
 
+def test_post_that_has_ended_is_healthy_however_long_nobody_collects_it(tmp_path, monkeypatch):
+    """While a lost COMMIT cannot be settled nothing is collected, and the service manager ended a worker that waited."""
+    gate = threading.Event()
+    with ScriptedServer(holding(gate)) as server, Posting(server.url) as sender:
+        sender.submit(batch_of([make_part(tmp_path)]))
+        monkeypatch.setattr("ingestd.sender.sender.boottime", lambda: boottime() + 2000)
+        assert not sender.is_healthy()
+        gate.set()
+        wait_for(sender.is_healthy)
+        assert sender.in_flight == 1
+
+
 def test_limit_is_halved_by_a_server_that_has_too_much_to_do(tmp_path):
     with ScriptedServer(answer(status="503 Busy")) as server, Posting(server.url) as sender:
         sender.submit(batch_of([make_part(tmp_path)]))
