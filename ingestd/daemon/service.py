@@ -113,7 +113,10 @@ def _started(
     while signals.asked is not Asked.STOP:
         if signals.asked is Asked.RELOAD and config.ledger_file is None:
             signals.asked = None
-            config = _reread(reread, adopt, config) or config
+            try:
+                config = _reread(reread, adopt, config)
+            except _RefusedError as refused:
+                refused.log()
         writer = None
         try:
             if config.ledger_file is None:
@@ -202,7 +205,7 @@ class _Service:
 
     def is_over(self) -> bool:
         """After each tick: say how we are, hear the signals; whether it is to stop, or another stands ready."""
-        self._tell()
+        self._say_how_we_are()
         self.has_given_back = self._gives_back.is_due(read_clocks().mono)
         self.differs = self.following is None and self._does_differ()
         if self._signals.asked is Asked.STOP or self.has_given_back or self.differs:
@@ -212,13 +215,11 @@ class _Service:
             self._notifier.reloading()
             self._signals.asked = None
             self._drop_following()
-            self.following = _prepare(_reread(self._reread, self._adopt, self._daemon.config), self._daemon)
-            if self.following is None:
-                self._notifier.ready("watching; the changed configuration was refused, see the log")
+            self.following = self._prepared(lambda: _reread(self._reread, self._adopt, self._daemon.config))
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         elif self._daemon.assignment.gives_upkeep and self.following is None and not self._has_tried_anew:
             self._has_tried_anew = True
-            self.following = _prepare(self._daemon.config, self._daemon)
+            self.following = self._prepared(lambda: self._daemon.config)
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
         return self.following is not None and self._daemon.stages.no_post_is_out and self._may_hand_over()
@@ -246,18 +247,35 @@ class _Service:
         try:
             self._daemon.ledger.expect_destinations(self.following.config.addresses)
         except LedgerError as error:
-            _refuse(error)
             self._drop_following()
-            self._notifier.ready("watching; the changed configuration was refused, see the log")
+            self._tell(_refused_by(error))
             self._daemon.gates.claims.open("reload")
         return self.following is not None
+
+    def _prepared(self, config: Callable[[], Config]) -> Daemon | None:
+        """Build all rooms anew while the old ones still serve; None, and told, where that cannot be."""
+        try:
+            return _built(config(), self._daemon)
+        except _RefusedError as refused:
+            self._tell(refused)
+            return None
+
+    def _tell(self, refused: _RefusedError) -> None:
+        refused.log()
+        self._daemon.stages.alarms.raise_(
+            "config_refused",
+            note=f"the changed configuration was refused, and the former one holds: {refused.why}",
+            next_step="mend it (`ingestd check` looks through all of it), or put the former one back; then reload"
+            " ingestd, or restart it",
+        )
+        self._notifier.ready("watching; the changed configuration was refused, see `ingestd status`")
 
     def _drop_following(self) -> None:
         if self.following is not None:
             self.following.close(hand_over=True)
             self.following, self._has_tried_anew = None, False
 
-    def _tell(self) -> None:
+    def _say_how_we_are(self) -> None:
         now = read_clocks().mono
         if not self._is_ready:
             self._is_ready = True
@@ -273,14 +291,26 @@ class _Service:
             self._status_at = now + _STATUS_EVERY_SECONDS
 
 
-def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config) -> Config | None:
-    log = structlog.get_logger()
+class _RefusedError(Exception):
+    """A changed configuration cannot hold; ``why`` quotes nothing of the file, ``told`` is what the log has of it."""
+
+    def __init__(self, why: str, **told: object) -> None:
+        super().__init__(why)
+        self.why = why
+        self._told = told
+
+    def log(self) -> None:
+        structlog.get_logger().error("config.refused", **self._told)
+
+
+def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config) -> Config:
+    """Read the configuration again; raises _RefusedError."""
     try:
         config = reread()
     except ConfigError as error:
-        # No traceback: the problems are the file's, and `ingestd check` names each.
-        log.error("config.refused", problems=len(error.problems), note="`ingestd check` names each")  # noqa: TRY400
-        return None
+        problems = len(error.problems)
+        why = f"it has {problems} {'problem' if problems == 1 else 'problems'}"
+        raise _RefusedError(why, problems=problems, note="`ingestd check` names each") from None
     fixed = [
         name
         for name, before, after in (
@@ -292,10 +322,9 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
     ]
     if fixed:
         # Waiting files belong to this spool, this ledger, this destination: changing them takes a person and a restart.
-        log.error("config.refused", notes=fixed)
-        return None
+        raise _RefusedError(f"another {' and '.join(fixed)} takes a restart", notes=fixed)
     adopt(config)
-    log.info("config.reread")
+    structlog.get_logger().info("config.reread")
     return config
 
 
@@ -305,22 +334,20 @@ def _moved(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     return {name: url for name, url in now.items() if known & {name, url} and before.get(name) != url}
 
 
-def _refuse(error: Exception) -> None:
-    # The ledger's own sentence says what waits; what others say may quote the file.
-    note = str(error) if isinstance(error, LedgerError) else ""
-    keys = list(error.keys) if isinstance(error, LedgerDiffers) else []
-    structlog.get_logger().error("config.refused", error=type(error).__name__, note=note, notes=keys)
-
-
-def _prepare(config: Config | None, before: Daemon) -> Daemon | None:
-    """Build all rooms anew while the old ones still serve; None, and a line in the log, where that cannot be."""
-    if config is None:
-        return None
+def _built(config: Config, before: Daemon) -> Daemon:
+    """Build all rooms anew; raises _RefusedError where that cannot be."""
     try:
         return Daemon(config, wake=before.wake, before=before)
     except (ConfigError, ValueError, OSError, LedgerError) as error:
-        _refuse(error)
-        return None
+        raise _refused_by(error) from None
+
+
+def _refused_by(error: Exception) -> _RefusedError:
+    # The ledger's own sentence says what waits; what others say may quote the file.
+    note = str(error) if isinstance(error, LedgerError) else ""
+    keys = list(error.keys) if isinstance(error, LedgerDiffers) else []
+    name = type(error).__name__
+    return _RefusedError(note or f"it cannot be followed ({name})", error=name, note=note, notes=keys)
 
 
 def _status_line(ledger: Ledger) -> str:

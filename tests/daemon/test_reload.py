@@ -22,7 +22,7 @@ from ingestd.config import load
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.notify import Notifier
-from ingestd.daemon.service import _has_taken_over, _prepare, _Service
+from ingestd.daemon.service import _built, _has_taken_over, _RefusedError, _Service
 from ingestd.daemon.signals import Asked, Signals
 from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
@@ -97,6 +97,11 @@ def test_reload_that_cannot_be_built_closes_nothing(tmp_path: Path, server: Emul
         site.wait_for({"CONFIRMED": 1})
         assert daemon.is_running()
         assert "config.refused" in daemon.tail()
+        wait_until(lambda: "config_refused" in site.stopped(), what="the word of it in status")
+        other.unlink()
+        other.mkdir()
+        os.kill(daemon.pid, signal.SIGHUP)
+        wait_until(lambda: not site.stopped(), what="the end of it")
 
 
 @sqlite_only
@@ -107,9 +112,9 @@ def test_reload_while_the_ledger_is_locked_ends_nothing(
     wait_little(monkeypatch)
     config = configure(tmp_path, server)
     with running(config) as daemon:
-        with kept_out(config.ledger):
-            assert _prepare(config, daemon) is None
-        following = _prepare(config, daemon)
+        with kept_out(config.ledger), pytest.raises(_RefusedError, match="is in use by another process"):
+            _built(config, daemon)
+        following = _built(config, daemon)
 
         assert following is not None
         following.close(hand_over=True)
