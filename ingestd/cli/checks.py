@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from ingestd.config import Config, Destination
 from ingestd.lifecycle import left_behind, takes_all
 
-from .asker import become, owner_of, user_name
+from .asker import become, how_to_start, owner_of, user_name
 from .check_folders import disk, folders_apart, inbox_taken_from, spool, watching
 from .check_result import CheckResult, bad, no_permission, note, ok
 from .check_server import access_of_others, secrets, server, tls
@@ -107,9 +107,12 @@ def _user(config: Config, work: AtWork | None, *, for_start: bool) -> Iterator[C
         yield note("user", "root", "a daemon that reads what others drop should be a user of its own")
     else:
         yield ok("user", user_name())
-    if work is None or work.daemon is None:
+    if work is None or work.unseen:
         return
-    if work.workers is not None:
+    if work.daemon is None:
+        if not for_start:
+            yield note("daemon", "none runs", f"start it: {how_to_start()}")
+    elif work.workers is not None:
         count = len(work.others)
         others = counted(count, "other", "others") if count else "nobody"
         others += " would go on in its place"

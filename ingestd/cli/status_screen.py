@@ -49,7 +49,7 @@ def drawing(picture: Picture, wanted: StatusFilter) -> Iterator[Block]:
         heading = "Deliveries>" if len(picture.destinations) > 1 else "Files>"
         yield _states(picture.status, heading)
         yield from _needs_person(picture.status, heading)
-        yield from _inboxes(picture.status, picture.names, picture.at)
+        yield from _inboxes(picture)
 
 
 def _head(picture: Picture) -> Iterator[tuple[str, str | Cell]]:
@@ -184,7 +184,11 @@ def _needs_person(status: Status, heading: str) -> Iterator[Block]:
     yield paragraph(as_typed("ID: from `ingestd status --state ...`"))
 
 
-def _inboxes(status: Status, names: Mapping[str, str], at: datetime) -> Iterator[Block]:
+def _inboxes(picture: Picture) -> Iterator[Block]:
+    """Lay out the folders that are looked into: not what a `send` has looked into that is over."""
+    assert picture.status is not None, "what is known of folders stands in the ledger"
+    configured = {inbox.spool_name for inbox in picture.config.inboxes}
+    names, at = picture.names, picture.at
     rows = [
         (
             whole(f"{names[inbox.inbox]}: {inbox.path}" if inbox.inbox in names else inbox.path),
@@ -193,7 +197,8 @@ def _inboxes(status: Status, names: Mapping[str, str], at: datetime) -> Iterator
             Cell(plain(inbox.alarm), "red") if inbox.alarm else "ok",
             f"{ago((at - inbox.at).total_seconds())} ago" if inbox.at else "",
         )
-        for inbox in status.inboxes
+        for inbox in picture.status.inboxes
+        if inbox.inbox in configured or picture.work.send is not None
     ]
     if rows:
         yield blank

@@ -35,7 +35,7 @@ def command(*, config: Path | None, as_json: bool) -> int:
     each inbox is taken from by one, one proves and removes, and all send. Where one ends, or writes nothing for its
     lease, the others go on in its place. One stands by where it may not begin yet. Of a destination of which it gets no
     answer for three leases, one says so. `Wrote` is by the database's clock: whoever lives writes six times in its
-    lease at the least.
+    lease at the least. A `send` that ended by itself is only in --json.
 
     An SQLite ledger has one daemon, which is told.
     """
@@ -53,8 +53,11 @@ def command(*, config: Path | None, as_json: bool) -> int:
         return ExitCode.DONE
     from .tables import blank, facts, paragraph, show, whole
 
+    of_send = host_of(settings.spool.for_send)
+    # A `send` that is over has told its own end.
+    workers = [each for each in workers if each.host != of_send or each.why_ended != "stopped"]
     head = facts([("Configuration", whole(settings.file)), ("Ledger", whole(settings.ledger_name))])
-    show(head, blank, _table(settings, workers[:_MOST_SHOWN], spools))
+    show(head, blank, _table(settings, workers[:_MOST_SHOWN], spools, of_send))
     if len(workers) > _MOST_SHOWN:
         show(paragraph(f"... and {len(workers) - _MOST_SHOWN} more (--json has all)"))
     if not any(does(worker) == "works" for worker in workers):
@@ -72,11 +75,10 @@ def _only_daemon(config: Config, *, as_json: bool) -> int:
     return ExitCode.DONE
 
 
-def _table(config: Config, workers: Sequence[Worker], spools: Mapping[str, str]) -> Block:
+def _table(config: Config, workers: Sequence[Worker], spools: Mapping[str, str], of_send: str) -> Block:
     from .tables import table, whole
 
     now = datetime.now(UTC)
-    of_send = host_of(config.spool.for_send)
     hosts = {worker.host for worker in workers}
     folders = {inbox.spool_name: str(inbox.path) for inbox in config.inboxes}
     # Installations that share nothing but the ledger.
@@ -108,8 +110,11 @@ def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, 
         since = ago((now - worker.ended_at).total_seconds())
         return Cell(f"ended {since} ago: {worker.why_ended}", "dim")
     inboxes = [folders.get(name, name) for each in worker.claims if (name := inbox_claimed(each))]
+    # Whoever lives writes six times in its lease: by then it has missed two.
+    is_quiet = worker.silent > worker.lease / 2
     parts = [
         "sends" if sends else "works",
+        *([f"has been silent for {ago(worker.silent.total_seconds())}"] if is_quiet else []),
         *([f"takes from {', '.join(inboxes)}"] if inboxes else []),
         *(["proves and removes"] if UPKEEP in worker.claims else []),
         *([unreached_by(worker)] if worker.unreached else []),
@@ -121,5 +126,5 @@ def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, 
         "silent": "silent: whoever takes over ends it",
         "gone": "its process is gone",
     }
-    styles = {"works": "yellow" if worker.unreached else "green", "stands_by": "cyan"}
+    styles = {"works": "yellow" if worker.unreached or is_quiet else "green", "stands_by": "cyan"}
     return Cell(words[doing], styles.get(doing, "yellow"))

@@ -7,7 +7,7 @@ every inbox, and WATCHDOG only while every worker makes progress.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 
@@ -266,7 +266,7 @@ class _Service:
             "config_refused",
             note=f"the changed configuration was refused, and the former one holds: {refused.why}",
             next_step="mend it (`ingestd check` looks through all of it), or put the former one back; then reload"
-            " ingestd, or restart it",
+            " ingestd",
         )
         self._notifier.ready("watching; the changed configuration was refused, see `ingestd status`")
 
@@ -292,15 +292,19 @@ class _Service:
 
 
 class _RefusedError(Exception):
-    """A changed configuration cannot hold; ``why`` quotes nothing of the file, ``told`` is what the log has of it."""
+    """A changed configuration cannot hold; ``why`` quotes nothing of the file, ``keys`` are those that are in the way.
 
-    def __init__(self, why: str, **told: object) -> None:
+    ``error`` is the class of what was raised.
+    """
+
+    def __init__(self, why: str, *, error: str, keys: Sequence[str] = ()) -> None:
         super().__init__(why)
         self.why = why
-        self._told = told
+        self._error = error
+        self._keys = keys
 
     def log(self) -> None:
-        structlog.get_logger().error("config.refused", **self._told)
+        structlog.get_logger().error("config.refused", error=self._error, note=self.why, notes=list(self._keys))
 
 
 def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config) -> Config:
@@ -309,8 +313,8 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
         config = reread()
     except ConfigError as error:
         problems = len(error.problems)
-        why = f"it has {problems} {'problem' if problems == 1 else 'problems'}"
-        raise _RefusedError(why, problems=problems, note="`ingestd check` names each") from None
+        why = f"it has {problems} {'problem' if problems == 1 else 'problems'}, which `ingestd check` names"
+        raise _RefusedError(why, error=type(error).__name__) from None
     fixed = [
         name
         for name, before, after in (
@@ -322,7 +326,7 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
     ]
     if fixed:
         # Waiting files belong to this spool, this ledger, this destination: changing them takes a person and a restart.
-        raise _RefusedError(f"another {' and '.join(fixed)} takes a restart", notes=fixed)
+        raise _RefusedError(f"another {' and '.join(fixed)} takes a restart", error="ConfigError", keys=fixed)
     adopt(config)
     structlog.get_logger().info("config.reread")
     return config
@@ -344,10 +348,9 @@ def _built(config: Config, before: Daemon) -> Daemon:
 
 def _refused_by(error: Exception) -> _RefusedError:
     # The ledger's own sentence says what waits; what others say may quote the file.
-    note = str(error) if isinstance(error, LedgerError) else ""
-    keys = list(error.keys) if isinstance(error, LedgerDiffers) else []
     name = type(error).__name__
-    return _RefusedError(note or f"it cannot be followed ({name})", error=name, note=note, notes=keys)
+    why = str(error) if isinstance(error, LedgerError) else f"it cannot be followed ({name})"
+    return _RefusedError(why, error=name, keys=error.keys if isinstance(error, LedgerDiffers) else ())
 
 
 def _status_line(ledger: Ledger) -> str:

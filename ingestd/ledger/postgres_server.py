@@ -75,6 +75,8 @@ _LASTING = (
 )
 _FULL = ("53100", "53200")
 _READ_ONLY = "25006"
+# Said to who asks, and by the log.
+_WAITED_FOR = "see to its server, or to the way there; files wait where they are, and whoever works goes on by itself"
 
 
 class _NotConnectedError(psycopg.OperationalError):
@@ -160,7 +162,7 @@ class Server:
         text = f"the ledger {self.name} cannot be reached: {why}"
         if any(said in why for said in _LASTING):
             return LedgerError(f"{text}; that does not pass by itself: see README, A ledger in PostgreSQL")
-        return LedgerAway(text)
+        return LedgerAway(f"{text}; {_WAITED_FOR}")
 
     def failure(self, error: BaseException | None) -> LedgerError:
         """Tell a person what the driver's error means for the ledger; its text may have values in it, and is left out.
@@ -172,7 +174,7 @@ class Server:
             return error.told
         code = getattr(error, "sqlstate", None) or ""
         if code.startswith(_AWAY) or (isinstance(error, psycopg.OperationalError) and not code):
-            return LedgerAway(f"the ledger {self.name} did not answer ({code or 'no connection'}); try again")
+            return LedgerAway(f"the ledger {self.name} did not answer ({code or 'no connection'}); {_WAITED_FOR}")
         if code.startswith(_BUSY):
             return LedgerBusy(f"the ledger {self.name} is in use by others ({code}); nothing was changed, try again")
         if code.startswith(_FULL):

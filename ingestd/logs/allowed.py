@@ -196,7 +196,6 @@ ALLOWED: Mapping[str, Shape] = {
     "count": "number",
     "files": "number",
     "rows": "number",
-    "problems": "number",
     "instances": "number",
     "studies": "number",
     "bytes": "number",

@@ -142,6 +142,10 @@ def test_send_leaves_the_files_and_sends_nothing_twice(site, server, tmp_path):
     assert first.returncode == again.returncode == ExitCode.DONE, first.stderr
     assert json.loads(first.stdout)["states"] == json.loads(again.stdout)["states"] == {"CONFIRMED": 5}
     assert (json.loads(first.stdout)["taken_in"], json.loads(again.stdout)["taken_in"]) == (5, 0)
+    # It is looked into no more.
+    told = site.command("status")
+    assert str(folder) not in told.stdout
+    assert str(folder) in site.command("status", "--json").stdout
     assert looks_of(folder) == before
     sent = [line["sop"] for line in stores(server.requests)]
     ours = {entry.identity.sop_uid for entry in site.entries() if entry.identity}

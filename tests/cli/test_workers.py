@@ -203,6 +203,13 @@ def test_a_worker_of_another_machine_is_seen_and_its_spool_need_not_be_here(comm
         assert stopped(command) == {}
 
 
+def test_a_worker_that_misses_its_beat_stands_out_before_its_lease_is_over(command, workers):
+    with workers.works():
+        workers.is_elsewhere(1, "pacs-a", silent="40 s")
+        (line,) = (line for line in command("workers").out.splitlines() if "pacs-a" in line)
+        assert line.endswith("works; has been silent for 40 s")
+
+
 def test_a_worker_that_is_silent_for_its_lease_is_told_where_files_wait(command, workers):
     write_instance(workers.folder / "drop" / "image")
     with workers.works():
@@ -307,6 +314,7 @@ def test_a_database_that_is_away_is_told_and_not_taken_for_nobody(command, worke
 
     assert ran.code == ExitCode.TIMEOUT
     assert "cannot be reached" in ran.err
+    assert "files wait where they are, and whoever works goes on by itself" in ran.err
     assert "start it" not in ran.out + ran.err
 
 

@@ -381,7 +381,7 @@ def test_post_that_waits_for_a_slow_line_is_healthy(tmp_path, monkeypatch):
 
 
 def test_post_that_has_ended_is_healthy_however_long_nobody_collects_it(tmp_path, monkeypatch):
-    """While a lost COMMIT cannot be settled nothing is collected, and the service manager ended a worker that waited."""
+    """While a lost COMMIT cannot be settled nothing is collected: the service manager ended a worker that waited."""
     gate = threading.Event()
     with ScriptedServer(holding(gate)) as server, Posting(server.url) as sender:
         sender.submit(batch_of([make_part(tmp_path)]))
