@@ -13,6 +13,7 @@ from .advice import MEANING, next_step, words_of
 from .asker import as_typed, how_to_start
 from .held import waits_for
 from .output import ago, clock, in_bytes, in_files, plain, tried_again
+from .stopped import BY_AGE
 from .tables import Block, Cell, blank, facts, paragraph, styled, table, whole
 from .working import described, silence_of, unreached_by
 
@@ -146,9 +147,10 @@ def _stopped(picture: Picture) -> Iterator[Block]:
         yield blank
     for line in picture.stopped:
         where = f" ({plain(paths.get(line.about, line.about))})" if line.about else ""
-        since = ago((picture.at - line.since).total_seconds())
+        lasts = ago((picture.at - line.since).total_seconds())
+        since = f"the oldest file has waited for {lasts}" if line.kind in BY_AGE else f"since {lasts}"
         at = f" (destination {plain(line.destination)})" if line.destination and len(picture.destinations) > 1 else ""
-        yield paragraph(Cell(f"Stopped because {plain(line.note)}{where}{at}, since {since}", "red"))
+        yield paragraph(Cell(f"Stopped because {plain(line.note)}{where}{at}, {since}", "red"))
         yield paragraph(plain(line.next_step), lead="  -> ")
 
 

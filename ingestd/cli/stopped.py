@@ -21,7 +21,7 @@ from ingestd.locks import ledger_trouble
 from .asker import as_typed, how_to_start
 from .common import is_left_out
 from .held import is_held, limits_of
-from .output import ago, counted, in_files, plain
+from .output import counted, in_files, plain
 from .working import described, silence_of
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # A pause that the server asked for, or a hiccup, is not told before it lasts this long; a person's is told at once.
 _SHORT_PAUSE = timedelta(minutes=1)
 _A_PERSONS = frozenset({"misconfigured", "not_authorized", "no_token"})
+# What is told as soon as it is seen, and stands as long as the oldest file has waited for.
+BY_AGE = frozenset({"no_daemon", "other_address", "destination_left_out", "too_old"})
 # Entries of a drop folder that are looked at for a file while no daemon looks.
 _LOOKED_AT_MOST = 5_000
 _UNFINISHED = (".part", ".tmp", "~", "thumbs.db", "desktop.ini", "autorun.inf")
@@ -236,7 +238,7 @@ def _too_old(config: Config, status: Status, *, at: datetime) -> Iterator[Alarm]
     yield Alarm(
         kind="too_old",
         about="",
-        note=f"the oldest file is not confirmed after {ago((at - oldest).total_seconds())}",
+        note="files are not confirmed in the time that they are allowed",
         next_step="`ingestd status --files` lists what is on its way, and `ingestd explain ID` says what keeps it",
         since=oldest,
         destination=destination,

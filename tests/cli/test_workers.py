@@ -217,6 +217,7 @@ def test_a_worker_that_is_silent_for_its_lease_is_told_where_files_wait(command,
         line = stopped(command)["no_daemon"]
         assert "worker 1, process 77 on pacs-a, has been silent for 5 min" in line["note"]
         assert "pacs-a" in line["next_step"]
+        assert re.search(r"files wait in [^,]*, the oldest\s+file\s+has\s+waited\s+for\s+\d+ s", command("status").out)
         assert command("workers", "--json").json["workers"][0]["does"] == "silent"
 
         with workers.stands_by():
