@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import create_engine, event
 from sqlalchemy.pool import NullPool
 
-from ingestd.clocks import Clock
+from ingestd.clocks import Clock, boottime
 
 from .errors import LedgerAway, LedgerBusy, LedgerError, LedgerFenced, LedgerFull
 
@@ -47,6 +47,8 @@ __all__ = ["BUSY_SECONDS", "Server", "driver_of", "psycopg"]
 
 BUSY_SECONDS = 10
 _PREPARED = 500
+# After a host that answered nothing nobody tries anew for as long as that took: a turn of the loop asks several times.
+_REST_SECONDS_MOST = 10.0
 _SETTINGS = f"""SET lock_timeout = '{BUSY_SECONDS}s';
     SET statement_timeout = '120s';
     SET idle_in_transaction_session_timeout = '20s';
@@ -118,12 +120,19 @@ class Server:
         if not read_only and "," in self._hosts:
             said.setdefault("target_session_attrs", "read-write")
         conninfo = make_conninfo(**said)
+        rests_until, told = 0.0, LedgerError()
 
         def connect() -> psycopg.Connection[Any]:
+            nonlocal rests_until, told
+            began = boottime()
+            if began < rests_until:
+                raise _NotConnectedError(told)
             try:
                 driver = pipeline.PipelinedConnection.connect(conninfo, autocommit=True)
             except psycopg.Error as error:
-                raise _NotConnectedError(self._not_connected(error)) from None
+                told, now = self._not_connected(error), boottime()
+                rests_until = now + min(now - began, _REST_SECONDS_MOST)
+                raise _NotConnectedError(told) from None
             try:
                 driver.prepared_max = _PREPARED
                 # One width for all integers, or each would be a statement of its own to prepare.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,7 @@ import psycopg
 import pytest
 
 from ingestd.emulator import Emulator
-from tests.fleet.gateways import LEASE, LOCK, Gateways, gateways, stopped
+from tests.fleet.gateways import LEASE, LOCK, Gateways, gateways, stopped, through
 from tests.postgres import Cluster
 from tests.running import Daemon, wait_until
 from tests.wire import Wire
@@ -128,6 +129,28 @@ def test_worker_ends_when_it_is_told_to_also_while_the_database_is_away(wired: G
         began_at = time.monotonic()
         assert daemon.terminate() == 0
         assert time.monotonic() - began_at < 5
+
+
+@pytest.mark.slow
+def test_worker_asks_a_database_that_answers_nothing_once_before_it_ends(
+    tmp_path: Path, server: Emulator, database: str, wire: Wire
+):
+    """As of a host that is off: each step of a turn, and of the end, waited for a connection of its own, for 10 s."""
+    by = through(database, wire.port) + "?connect_timeout=2"
+    with gateways(tmp_path, server, database, by=by) as both, socket.create_server(("127.0.0.1", 0)) as nobody:
+        nobody.settimeout(0)
+        daemon = both.start("a")
+        wire.to_port = nobody.getsockname()[1]
+        wire.cut()
+        wait_until(lambda: has_told(daemon, "ledger.failed"), what="the word of it")
+
+        assert daemon.terminate() == 0
+        asked = 0
+        with suppress(BlockingIOError):
+            while True:
+                nobody.accept()[0].close()
+                asked += 1
+        assert asked in {1, 2}  # a machine that is slow may be in the next turn by then
 
 
 @pytest.mark.slow
