@@ -201,7 +201,7 @@ class _Service:
         self._interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else inf
         daemon.loop.idle_seconds = min(IDLE_SECONDS, self._interval)
         self.following: Daemon | None = None  # takes this one's place, with a new configuration or without the upkeep
-        self._has_tried_anew = False  # to build one without the upkeep
+        self._build_anew_at = 0.0  # one without the upkeep, where that is to be given (``Now.mono``)
 
     def is_over(self) -> bool:
         """After each tick: say how we are, hear the signals; whether it is to stop, or another stands ready."""
@@ -217,9 +217,8 @@ class _Service:
             self._drop_following()
             self.following = self._prepared(lambda: _reread(self._reread, self._adopt, self._daemon.config))
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
-        elif self._daemon.assignment.gives_upkeep and self.following is None and not self._has_tried_anew:
-            self._has_tried_anew = True
-            self.following = self._prepared(lambda: self._daemon.config)
+        elif self._daemon.assignment.gives_upkeep and self.following is None:
+            self._build_anew()
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
         return self.following is not None and self._daemon.stages.no_post_is_out and self._may_hand_over()
@@ -246,6 +245,8 @@ class _Service:
         assert self.following is not None, "somebody stands ready"
         try:
             self._daemon.ledger.expect_destinations(self.following.config.addresses)
+        except (LedgerBusy, LedgerUnread):
+            return False  # that passes
         except LedgerError as error:
             self._drop_following()
             self._tell(_refused_by(error))
@@ -260,6 +261,16 @@ class _Service:
             self._tell(refused)
             return None
 
+    def _build_anew(self) -> None:
+        """Build rooms that have nothing of the upkeep in hand; once a lease where that cannot be."""
+        if (now := read_clocks().mono) < self._build_anew_at:
+            return
+        self._build_anew_at = now + self._daemon.config.lease.total_seconds()
+        try:
+            self.following = _built(self._daemon.config, self._daemon)
+        except _RefusedError as refused:
+            refused.log()
+
     def _tell(self, refused: _RefusedError) -> None:
         refused.log()
         self._daemon.stages.alarms.raise_(
@@ -273,7 +284,7 @@ class _Service:
     def _drop_following(self) -> None:
         if self.following is not None:
             self.following.close(hand_over=True)
-            self.following, self._has_tried_anew = None, False
+            self.following, self._build_anew_at = None, 0.0
 
     def _say_how_we_are(self) -> None:
         now = read_clocks().mono
