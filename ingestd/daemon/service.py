@@ -20,7 +20,7 @@ from ingestd.config import Config, ConfigError, agreement_of
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import IDLE_SECONDS, Wake
 from ingestd.daemon.notify import Notifier
-from ingestd.daemon.outage import Outage
+from ingestd.daemon.outage import AWAY, Outage
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.daemon.spool_view import GivesBack
 from ingestd.daemon.standing_by import wait_for_turn
@@ -211,7 +211,7 @@ class _Service:
         if self._signals.asked is Asked.STOP or self.has_given_back or self.differs:
             self._drop_following()
             return True
-        if self._signals.asked is Asked.RELOAD:
+        if self._signals.asked is Asked.RELOAD and not self._daemon.gates.intake.is_shut_by(AWAY):
             self._notifier.reloading()
             self._signals.asked = None
             self._drop_following()
@@ -258,7 +258,11 @@ class _Service:
         try:
             return _built(config(), self._daemon)
         except _RefusedError as refused:
-            self._tell(refused)
+            if refused.passes:
+                self._notifier.ready("the ledger is away: the configuration is read again once it works")
+                self._signals.reload()
+            else:
+                self._tell(refused)
             return None
 
     def _build_anew(self) -> None:
@@ -305,12 +309,13 @@ class _Service:
 class _RefusedError(Exception):
     """A changed configuration cannot hold; ``why`` quotes nothing of the file, ``keys`` are those that are in the way.
 
-    ``error`` is the class of what was raised.
+    ``error`` is the class of what was raised; ``passes``: it may hold once the ledger works again.
     """
 
-    def __init__(self, why: str, *, error: str, keys: Sequence[str] = ()) -> None:
+    def __init__(self, why: str, *, error: str, keys: Sequence[str] = (), passes: bool = False) -> None:
         super().__init__(why)
         self.why = why
+        self.passes = passes
         self._error = error
         self._keys = keys
 
@@ -361,7 +366,8 @@ def _refused_by(error: Exception) -> _RefusedError:
     # The ledger's own sentence says what waits; what others say may quote the file.
     name = type(error).__name__
     why = str(error) if isinstance(error, LedgerError) else f"it cannot be followed ({name})"
-    return _RefusedError(why, error=name, keys=error.keys if isinstance(error, LedgerDiffers) else ())
+    keys = error.keys if isinstance(error, LedgerDiffers) else ()
+    return _RefusedError(why, error=name, keys=keys, passes=isinstance(error, (LedgerBusy, LedgerUnread)))
 
 
 def _status_line(ledger: Ledger) -> str:

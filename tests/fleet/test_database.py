@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -129,6 +130,24 @@ def test_worker_ends_when_it_is_told_to_also_while_the_database_is_away(wired: G
         began_at = time.monotonic()
         assert daemon.terminate() == 0
         assert time.monotonic() - began_at < 5
+
+
+def test_reload_that_is_asked_for_while_the_database_is_away_is_done_once_it_is_back(wired: Gateways, wire: Wire):
+    """It was refused, and a changed configuration was told of with which nothing was wrong."""
+    a = wired.start("a", env={"WATCHDOG_USEC": "300000"})
+
+    def turns() -> int:
+        return a.is_running() and a.heard.count("WATCHDOG=1")
+
+    go_away(wire)
+    wait_until(lambda: has_told(a, "ledger.failed"), what="the word of it")
+    a.process.send_signal(signal.SIGHUP)
+    before = turns()
+    wait_until(lambda: turns() > before + 2, what="a turn that has heard it")
+    wire.refuse(False)
+
+    wait_until(lambda: a.log.read_text().count('"daemon.started"') == 2, what="the reload")
+    assert not has_told(a, "config.refused")
 
 
 @pytest.mark.slow
