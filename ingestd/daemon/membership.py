@@ -134,7 +134,9 @@ class Membership(Stage):
         self._is_in_hand = is_in_hand
         self._every = min(_LOOK_EVERY_SECONDS, lease.total_seconds() / _LOOKS_A_LEASE)
         self._look_at = 0.0
-        self._seen: dict[int, tuple[Beat, float]] = {}  # each of the others, and since when it is so (``Now.mono``)
+        # Each of the others, and since when it is so (``Now.mono``); None: nobody was looked at just before.
+        self._seen: dict[int, tuple[Beat, float]] | None = None
+        self._has_lost = False  # one who was there, or may have been, is no more
         self._silent: list[Beat] = []
         self._takes: list[str] = []
         self._gives: list[str] = []
@@ -156,12 +158,12 @@ class Membership(Stage):
         if self._assignment.is_whole or now.mono < self._look_at:
             return
         if self._gates.intake.is_shut_by(AWAY):
-            self._seen = {}  # nobody could write, whoever of us is the first to be answered again
+            self._seen = None  # nobody could write, whoever of us is the first to be answered again
         try:
             members = self._ledger.members()
         except LedgerError:
             # What was not seen for a while says nothing of whether it beats.
-            self._seen = {}
+            self._seen = None
             raise
         self._look_at = now.mono + self._every
         ours = next((each for each in members if each.beat.id == self._ledger.worker), None)
@@ -186,16 +188,16 @@ class Membership(Stage):
 
     def _note_silent(self, members: Sequence[Member], now: Now) -> None:
         others = [each.beat for each in members if each.beat.id != self._ledger.worker]
-        former, self._seen = self._seen, {}
+        former, seen = self._seen or {}, {}
         for beat in others:
             known, since = former.get(beat.id, (beat, now.mono))
-            self._seen[beat.id] = (beat, since if known == beat else now.mono)
-        if former.keys() - self._seen.keys():
+            seen[beat.id] = (beat, since if known == beat else now.mono)
+        if self._seen is None or former.keys() - seen.keys():
             self._alarms.renew()  # what one who is gone met with stands no longer
+            self._has_lost = True
+        self._seen = seen
         self._silent = [
-            beat
-            for beat, since in self._seen.values()
-            if now.mono - since >= beat.lease.total_seconds() or beat.is_gone
+            beat for beat, since in seen.values() if now.mono - since >= beat.lease.total_seconds() or beat.is_gone
         ]
 
     def _assign(self, ours: Member, members: Sequence[Member], seen: _Sight, now: Now) -> None:
@@ -259,14 +261,16 @@ class Membership(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """End who is silent, settle what it had out, and have the claims be as they should."""
-        if not (self._silent or self._takes or self._gives or self._sight):
+        if not (self._silent or self._takes or self._gives or self._sight or self._has_lost):
             return
         if self._sight is not None:
             bars, sight, reach = self._sight
             moves.say_sight(tx, bars=bars, sight=sight, reach=reach)
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
-        if ended:
-            wait = timedelta(0) if all(beat.is_gone for beat in ended) else AFTER_SILENCE
+        if ended or self._has_lost:
+            # Who ended by itself may have had to let its posts go just now.
+            is_over = not self._has_lost and all(beat.is_gone for beat in ended)
+            wait = timedelta(0) if is_over else AFTER_SILENCE
             moves.recover(tx, now=now.utc, wait=wait, has_begun=True)
         moves.claim_work(tx, takes=self._takes, gives=self._gives)
         tx.on_commit(partial(self._committed, ended))
@@ -274,5 +278,5 @@ class Membership(Stage):
     def _committed(self, ended: Sequence[Beat]) -> None:
         for beat in ended:
             self._log.warning("worker.ended", worker=beat.id, note="gone" if beat.is_gone else "silent")
-        self._silent, self._takes, self._gives, self._sight = [], [], [], None
+        self._silent, self._takes, self._gives, self._sight, self._has_lost = [], [], [], None, False
         self._look_at = 0.0  # what is ours now

@@ -80,6 +80,26 @@ def test_worker_that_is_told_to_end_is_followed_at_once(both: Gateways):
     assert both.check() == []
 
 
+@pytest.mark.slow
+def test_post_that_a_worker_let_go_of_when_it_was_told_to_end_is_seen_to_by_another(both: Gateways):
+    """It stayed in sending, and nobody was told, until any worker was started anew."""
+    a = both.start("a", shutdown_grace="0s")
+    both.feed()
+    both.wait_confirmed()
+    both.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)  # it would take seven seconds
+    both.feed(rows=1000)
+    wait_until(lambda: both.states().get("SENDING"), what="a post")
+    both.start("b")
+
+    assert a.terminate() == 0
+
+    assert '"sender.given_up"' in a.tail()
+    both.wait_for(UNCERTAIN=1, CONFIRMED=1)
+    both.sql("UPDATE delivery SET next_check_at = 1 WHERE state = 'UNCERTAIN'")  # else in a minute
+    both.wait_confirmed()
+    assert both.check() == []
+
+
 def test_reload_that_would_differ_from_the_others_is_refused_by_the_names_of_its_keys(both: Gateways):
     a = both.start("a")
     site = both.site("b", reconcile={"verify": "presence"})
