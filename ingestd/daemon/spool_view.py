@@ -24,6 +24,7 @@ _PATIENCE_SECONDS = 5.0
 class _Seen(NamedTuple):
     trouble: str
     barred: str = ""
+    beside: frozenset[int] = frozenset()  # whose parts of it were looked for
 
 
 class SpoolView:
@@ -34,6 +35,8 @@ class SpoolView:
         self._workers = Workers[_Seen]("spool", wake=wake)
         self._asked_at = 0.0
         self._seen: _Seen | None = None
+        # Who works on it: where one has no part here, it is another spool, made anew under the id of that one's.
+        self.others: frozenset[int] = frozenset()
 
     def look(self, now: float) -> None:
         """Take up what the last look saw, and begin another where it is time (``Now.mono``)."""
@@ -41,28 +44,30 @@ class SpoolView:
             self._seen = seen
         if self._workers.in_flight:
             if now - self._asked_at >= _PATIENCE_SECONDS:
-                self._seen = _Seen(f"the spool has not answered for {_PATIENCE_SECONDS:.0f} s")
-        elif now - self._asked_at >= _LOOK_EVERY_SECONDS:
+                self._seen = _Seen(f"the spool has not answered for {_PATIENCE_SECONDS:.0f} s", beside=self.others)
+        elif now - self._asked_at >= _LOOK_EVERY_SECONDS or self.trouble is None:
             self._asked_at = now
             self._workers.submit(self._look)
 
     def _look(self) -> _Seen:
-        trouble = self._spool.trouble()
+        others, trouble = self.others, self._spool.trouble()
         try:
+            if not trouble and (worker := self._spool.lacks(others)) is not None:
+                trouble = f"the spool here is another than the one that worker {worker} works on: mount that one here"
             self._spool.free_bytes()  # all else a share's client may answer from memory, while its server hangs
         except OSError:
             trouble = trouble or "the spool cannot be read"
-        return _Seen(trouble, self._spool.barred())
+        return _Seen(trouble, self._spool.barred(), others)
 
     @property
     def trouble(self) -> str | None:
         """What keeps the spool from being worked on here, "" nothing; None: it has not answered yet."""
-        return self._seen.trouble if self._seen is not None else None
+        return self._seen.trouble if self._seen is not None and self._seen.beside == self.others else None
 
     @property
     def bars(self) -> str:
         """What keeps us from taking it over, to be seen by others; "" where it is there, and may be written."""
-        if self._seen is None:
+        if self.trouble is None or self._seen is None:
             return "the spool has not answered yet"
         return self._seen.trouble or self._seen.barred
 

@@ -70,6 +70,7 @@ class _Watch:
     def wait(self, wake: Wake, signals: Signals) -> Writer | None:
         while signals.asked is None:
             now = read_clocks().mono
+            self._view.others = self._standing.at_work()
             self._view.look(now)
             if self._is_our_turn(now):
                 return self._standing.writer()

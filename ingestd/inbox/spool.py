@@ -24,7 +24,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from pathlib import Path
 from ingestd.clocks import boottime
 from ingestd.fs.durable import rename_to_ours, sync_folder, unlink_ours, write_once
 from ingestd.fs.mounts import free_space, is_read_only
-from ingestd.fs.places import MISSING
+from ingestd.fs.places import MISSING, look_anew
 from ingestd.lifecycle import SourceStat
 
 from . import removal, removal_of_ours, takein
@@ -95,6 +95,10 @@ class Spool:
                 found = (self.path / room).lstat()
                 if not stat.S_ISDIR(found.st_mode) or (found.st_dev != device) != (room in self._mounted):
                     return f"the spool's folder '{room}' is another than at the start"
+            if self._scratch:
+                # Where the spool was made anew, another worker has made what all have.
+                room = f"{ROOMS[-1]}/{self._scratch}"
+                self.scratch().lstat()
         except FileNotFoundError:
             return f"the spool's folder '{room}' is not there"
         except (OSError, SpoolError):
@@ -386,6 +390,13 @@ class Spool:
         self.empty_scratch(only=left - theirs)
         self._scratch = str(own)
         self.scratch().mkdir(mode=0o700, exist_ok=True)
+
+    def lacks(self, workers: Iterable[int]) -> int | None:
+        """Number one whose part of ``scratch`` is not here, and who works on another spool; None: all have theirs.
+
+        Raises OSError.
+        """
+        return next((each for each in workers if look_anew(str(self.path / "scratch" / str(each))) is None), None)
 
     def empty_scratch(self, *, only: Collection[str] | None = None) -> None:
         """Remove what a former run, or the rooms before a new configuration, left in ``scratch``, or ``only`` these."""

@@ -78,7 +78,9 @@ _LASTING = (
 _FULL = ("53100", "53200")
 _READ_ONLY = "25006"
 # Said to who asks, and by the log.
-_WAITED_FOR = "see to its server, or to the way there; files wait where they are, and whoever works goes on by itself"
+_WAITED_FOR = (
+    "see to its server, or to the way there; files wait where they are, and each worker goes on once it answers"
+)
 
 
 class _NotConnectedError(psycopg.OperationalError):

@@ -122,7 +122,7 @@ class Registry(Session):
         if self.spool is not None and waiting:
             raise LedgerError(
                 f"the spool {self.spool} is not the one in which files of the ledger {self.name} wait"
-                f" ({waiting.entries}): it has another id (spool.id). If its disk is not mounted, mount it;"
+                f" ({waiting.entries}): it has another id (spool.id), or none. If its disk is not mounted, mount it;"
                 f" {lost_spool_step(self.spool, waiting.host)}"
             )
 
@@ -141,10 +141,13 @@ class Registry(Session):
         # That of `send` lies in the other, under its name.
         for row in self.fetch_all(select(spool_table.c.path, spool_table.c.host)):
             if (Path(row.path).name == SEND_FOLDER) == (spool.name == SEND_FOLDER):
-                raise LedgerError(
-                    f"the spool {spool} is not that of the ledger {self.name}, which was at {row.path} when it was last"
-                    f" opened: mount that one here, on each machine; {lost_spool_step(spool, row.host)}"
+                known, at = f"the ledger {self.name}", f"at {row.path} when it was last opened"
+                what = (
+                    f"the spool {spool} of {known} is not there, or has another id"
+                    if row.path == str(spool)
+                    else f"the spool {spool} is not that of {known}, which was {at}"
                 )
+                raise LedgerError(f"{what}: mount that one here, on each machine; {lost_spool_step(spool, row.host)}")
 
     @property
     def id(self) -> str:

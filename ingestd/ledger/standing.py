@@ -54,6 +54,16 @@ class StandingBy:
         finally:
             self._connection.rollback()
 
+    def at_work(self) -> frozenset[int]:
+        """Number those who work on the spool now and see it, as far as it was looked at. Raises LedgerError."""
+        try:
+            listed = self._database.workers(self._connection) if self._spool_id else None
+        except DBAPIError as error:
+            raise self._database.failure(error.orig) from None
+        finally:
+            self._connection.rollback()
+        return frozenset(each.id for each in listed or () if each.host == self._host and each.holds and each.is_well)
+
     def _look(self, now: float, bars: str) -> Beat | None:
         if not self._spool_id and not self._database.has_tables(self._connection):
             return None

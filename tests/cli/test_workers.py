@@ -51,7 +51,7 @@ class Workers:
     def works(self, *, shares: bool = False) -> Ledger:
         """This process works, until it closes it."""
         config = self.config
-        return Ledger.open(
+        ledger = Ledger.open(
             config.ledger,
             host=self.host,
             spool=config.spool.path,
@@ -59,6 +59,8 @@ class Workers:
             key=config.spool.search_key,
             writer=Writer(self.host, lease=LEASE, shares=shares),
         )
+        Spool(config.spool.path).share_scratch(ledger.worker, lambda: ())
+        return ledger
 
     @contextmanager
     def stands_by(self) -> Iterator[int]:
@@ -280,7 +282,7 @@ def test_send_makes_no_spool_and_no_key_where_the_share_is_not_mounted(command, 
 
     ran = command("send", str(workers.folder / "drop"))
 
-    assert (ran.code, "is not that of the ledger" in ran.err) == (ExitCode.CONFIGURATION, True), ran
+    assert (ran.code, "is not there, or has another id" in ran.err) == (ExitCode.CONFIGURATION, True), ran
     assert not spool.exists()
     spool.mkdir()
     assert command("resolve", "--new-key").code == ExitCode.CONFIGURATION
@@ -297,7 +299,7 @@ def test_spool_of_which_the_share_is_not_mounted_is_not_called_well(command, wor
 
     ran = command("check", "--for-start")
 
-    assert (ran.code, "is not that of the ledger" in ran.out) == (ExitCode.CONFIGURATION, True), ran
+    assert (ran.code, "is not there, or has another id" in ran.out) == (ExitCode.CONFIGURATION, True), ran
     assert not [line for line in ran.out.splitlines() if line.startswith("ok") and line.split()[1] == "spool"]
 
 
@@ -315,7 +317,7 @@ def test_a_database_that_is_away_is_told_and_not_taken_for_nobody(command, worke
 
     assert ran.code == ExitCode.TIMEOUT
     assert "cannot be reached" in ran.err
-    assert "files wait where they are, and whoever works goes on by itself" in ran.err
+    assert "files wait where they are, and each worker goes on once it answers" in ran.err
     assert "start it" not in ran.out + ran.err
 
 

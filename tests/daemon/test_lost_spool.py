@@ -16,7 +16,7 @@ from tests.running import Site, wait_until
 
 
 def commands_in(text: str) -> list[str]:
-    return re.findall(r"`(mkdir [^`]+)`", " ".join(text.split()))
+    return re.findall(r"`(install -d [^`]+)`", " ".join(text.split()))
 
 
 @pytest.mark.slow

@@ -359,6 +359,6 @@ def test_spool_belongs_to_one_ledger_of_those_that_are_shared(database, folder):
 def test_second_spool_is_no_spool_of_a_shared_ledger_but_that_of_send(database, folder):
     opened(database, folder).close()
     options = {"destinations": {"default": URL}, "limits": LIMITS, "key": folder / "search.key"}
-    with pytest.raises(LedgerError, match="is not that of the ledger"):
+    with pytest.raises(LedgerError, match="is not there, or has another id"):
         Ledger.open(database, host="unmounted", spool=folder / "spool", **options)
     Ledger.open(database, host="sender", spool=folder / "spool" / "send", **options).close()

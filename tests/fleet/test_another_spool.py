@@ -1,0 +1,61 @@
+"""A spool that has the id of another, made anew where the share of that one was only not mounted."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.gateways import Gateways
+from tests.running import wait_until
+
+
+def test_spool_with_the_id_of_one_that_others_work_on_is_not_worked_on_beside_them(both: Gateways, tmp_path: Path):
+    """Files of the other were gone for whoever had this one, and FAILED where that one was to prove."""
+    a = both.start("a")
+    both.feed(2)
+    both.wait_confirmed()
+    another = tmp_path / "another"
+    another.mkdir()
+    (another / "spool.id").write_text((both.spool / "spool.id").read_text())
+
+    b = both.start("b", spool={"path": str(another)})
+
+    wait_until(lambda: "daemon.does_not_take_over" in b.log.read_text(), what="the word of it")
+    bars = f"the spool here is another than the one that worker {both.worker_of(a)} works on"
+    assert bars in b.log.read_text()
+    assert bars in both.site("a").command("workers").stdout
+    assert both.sql("SELECT count(*) FROM worker WHERE holds = 1 AND ended_at IS NULL AND id > 0") == [(1,)]
+    assert not (another / "search.key").exists()
+    both.feed(2)
+    both.wait_confirmed()
+
+    # Where nobody has the other any more, this one is its successor.
+    assert a.terminate() == 0
+    wait_until(lambda: both.claims().get(both.worker_of(b)), what="who goes on")
+
+
+@pytest.mark.slow
+def test_worker_that_was_at_work_when_the_spool_was_made_anew_ends_and_begins_anew(both: Gateways):
+    """Its part of the spool was not there any more: it fetched copies for ever, wrote none, and nothing was proven."""
+    compared = {"verify": "content"}
+    a, b = both.start("a", reconcile=compared), both.start("b", reconcile=compared)
+    both.feed(2)
+    both.wait_confirmed()
+    spool_id = (both.spool / "spool.id").read_text()
+    assert b.terminate() == 0
+    shutil.rmtree(both.spool)
+    wait_until(lambda: both.sql("SELECT 1 FROM alarm WHERE kind = 'spool'"), what="the word of it")
+    both.spool.mkdir(mode=0o700)
+    (both.spool / "spool.id").write_text(spool_id)
+    time.sleep(1.5)  # by now it has looked
+
+    both.start("b", reconcile=compared)
+
+    wait_until(lambda: not a.is_running(), what="its end")
+    a = both.start("a", reconcile=compared)
+    wait_until(lambda: both.worker_of(a) in both.claims(), what="that it works")
+    both.feed(4)
+    both.wait_confirmed()
