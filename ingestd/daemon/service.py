@@ -7,6 +7,7 @@ every inbox, and WATCHDOG only while every worker makes progress.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
@@ -277,9 +278,10 @@ class _Service:
 
     def _tell(self, refused: _RefusedError) -> None:
         refused.log()
+        of = f" of {os.uname().nodename}" if self._daemon.ledger.is_shared else ""
         self._daemon.stages.alarms.raise_(
             "config_refused",
-            note=f"the changed configuration was refused, and the former one holds: {refused.why}",
+            note=f"the changed configuration{of} was refused, and the former one holds: {refused.why}",
             next_step="mend it (`ingestd check` looks through all of it), or put the former one back; then reload"
             " ingestd",
         )
@@ -307,20 +309,20 @@ class _Service:
 
 
 class _RefusedError(Exception):
-    """A changed configuration cannot hold; ``why`` quotes nothing of the file, ``keys`` are those that are in the way.
+    """A changed configuration cannot hold; ``why`` quotes nothing of the file, ``sections`` are in the way.
 
     ``error`` is the class of what was raised; ``passes``: it may hold once the ledger works again.
     """
 
-    def __init__(self, why: str, *, error: str, keys: Sequence[str] = (), passes: bool = False) -> None:
+    def __init__(self, why: str, *, error: str, sections: Sequence[str] = (), passes: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.passes = passes
         self._error = error
-        self._keys = keys
+        self._sections = sections
 
     def log(self) -> None:
-        structlog.get_logger().error("config.refused", error=self._error, note=self.why, notes=list(self._keys))
+        structlog.get_logger().error("config.refused", error=self._error, note=self.why, notes=list(self._sections))
 
 
 def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config) -> Config:
@@ -342,7 +344,7 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
     ]
     if fixed:
         # Waiting files belong to this spool, this ledger, this destination: changing them takes a person and a restart.
-        raise _RefusedError(f"another {' and '.join(fixed)} takes a restart", error="ConfigError", keys=fixed)
+        raise _RefusedError(f"another {' and '.join(fixed)} takes a restart", error="ConfigError", sections=fixed)
     adopt(config)
     structlog.get_logger().info("config.reread")
     return config
@@ -366,8 +368,8 @@ def _refused_by(error: Exception) -> _RefusedError:
     # The ledger's own sentence says what waits; what others say may quote the file.
     name = type(error).__name__
     why = str(error) if isinstance(error, LedgerError) else f"it cannot be followed ({name})"
-    keys = error.keys if isinstance(error, LedgerDiffers) else ()
-    return _RefusedError(why, error=name, keys=keys, passes=isinstance(error, (LedgerBusy, LedgerUnread)))
+    sections = error.sections if isinstance(error, LedgerDiffers) else ()
+    return _RefusedError(why, error=name, sections=sections, passes=isinstance(error, (LedgerBusy, LedgerUnread)))
 
 
 def _status_line(ledger: Ledger) -> str:

@@ -89,7 +89,7 @@ class _Watch:
             holder = self._standing.look(now, bars=self._view.bars)
         except LedgerDiffers as error:
             self._differs = True
-            self._tell(error.keys, f"standing by, and not taking over: {error}")
+            self._tell(error.sections, f"standing by, and not taking over: {error}")
             return False
         self._differs = False
         if holder is not None:

@@ -66,11 +66,11 @@ class LedgerFull(LedgerError):
 
 
 class LedgerDiffers(LedgerError):
-    """What this configuration says in ``keys`` is not what the ledger was last told, for all that share it."""
+    """What this configuration says in ``sections`` is not what the ledger was last told, for all that share it."""
 
     def __init__(self, message: str, keys: Sequence[str]) -> None:
         super().__init__(message)
-        self.keys = tuple(keys)
+        self.sections = tuple(dict.fromkeys(key.partition(".")[0] for key in keys))
 
 
 class LedgerFenced(LedgerError):

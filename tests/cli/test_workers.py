@@ -368,3 +368,20 @@ def test_adopt_names_what_changes_and_what_goes_and_who_differs_is_told_whose_ho
     differs = next(line for line in command("check").out.splitlines() if "it differs in" in line)
     assert re.search(r"it differs in inboxes.drop-\w+, inboxes.other-\w+", differs)
     assert f"UTC, as {HERE} has it: make this file equal to that one's" in differs
+
+
+def test_adopt_refuses_what_no_start_would_take(command, workers):
+    workers.works().close()
+    file = workers.folder / "config.yaml"
+    command("config", "adopt")
+    former = file.read_text()
+    file.write_text(re.sub(r"http://[^\s\"]+", "http://127.0.0.1:9/other", former))
+
+    ran = command("config", "adopt")
+
+    assert (ran.code, "and what it knows of files there says nothing about" in ran.err) == (
+        ExitCode.CONFIGURATION,
+        True,
+    )
+    file.write_text(former)
+    assert command("config", "adopt").out == "this configuration holds already; nothing was changed\n"
