@@ -81,7 +81,8 @@ _WORDS = {True: "works", False: "stands by"}
 
 def _workers(work: AtWork) -> Iterator[tuple[str, str | Cell]]:
     if work.daemon is not None:
-        yield "Daemon", f"running, {work.daemon}"
+        late = f", has been silent for {ago(work.late.total_seconds())}" if work.late else ""
+        yield "Daemon", Cell(f"running, {work.daemon}{late}", "yellow" if late else "")
     elif work.standing_by:
         yield "Daemon", Cell("not running: who stands by is about to take over", "yellow")
     else:

@@ -110,11 +110,9 @@ def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, 
         since = ago((now - worker.ended_at).total_seconds())
         return Cell(f"ended {since} ago: {worker.why_ended}", "dim")
     inboxes = [folders.get(name, name) for each in worker.claims if (name := inbox_claimed(each))]
-    # Whoever lives writes six times in its lease: by then it has missed two.
-    is_quiet = worker.silent > worker.lease / 2
     parts = [
         "sends" if sends else "works",
-        *([f"has been silent for {ago(worker.silent.total_seconds())}"] if is_quiet else []),
+        *([f"has been silent for {ago(worker.silent.total_seconds())}"] if worker.is_late else []),
         *([f"takes from {', '.join(inboxes)}"] if inboxes else []),
         *(["proves and removes"] if UPKEEP in worker.claims else []),
         *([unreached_by(worker)] if worker.unreached else []),
@@ -126,5 +124,5 @@ def _doing(worker: Worker, now: datetime, *, sends: bool, folders: Mapping[str, 
         "silent": "silent: whoever takes over ends it",
         "gone": "its process is gone",
     }
-    styles = {"works": "yellow" if worker.unreached or is_quiet else "green", "stands_by": "cyan"}
+    styles = {"works": "yellow" if worker.unreached or worker.is_late else "green", "stands_by": "cyan"}
     return Cell(words[doing], styles.get(doing, "yellow"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,12 @@ class AtWork:
         """Who worked last, has not ended, and writes no more."""
         holders = (worker for worker in self.workers or () if worker.holds and worker.ended_at is None)
         return next((worker for worker in holders if not worker.is_alive), None)
+
+    @property
+    def late(self) -> timedelta | None:
+        """For how long the daemon has written nothing, where that is longer than it should be."""
+        first = self.daemon.worker if self.daemon is not None else 0
+        return next((worker.silent for worker in self.workers or () if worker.id == first and worker.is_late), None)
 
     @property
     def missed(self) -> Worker | None:

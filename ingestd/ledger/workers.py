@@ -128,6 +128,11 @@ class Worker:
         return self.ended_at is None and not self.is_gone and self.silent < self.lease
 
     @property
+    def is_late(self) -> bool:
+        """Whether it lives, and has missed two of the six times that whoever lives writes in its lease."""
+        return self.is_alive and self.silent > self.lease / 2
+
+    @property
     def is_well(self) -> bool:
         """Whether it would take over what another has."""
         return self.is_alive and not self.bars

@@ -210,6 +210,7 @@ def test_a_worker_that_misses_its_beat_stands_out_before_its_lease_is_over(comma
         workers.is_elsewhere(1, "pacs-a", silent="40 s")
         (line,) = (line for line in command("workers").out.splitlines() if "pacs-a" in line)
         assert line.endswith("works; has been silent for 40 s")
+        assert "(worker 1), has been silent for 40 s\n" in command("status").out
 
 
 def test_a_worker_that_is_silent_for_its_lease_is_told_where_files_wait(command, workers):
