@@ -394,8 +394,10 @@ class Spool:
     def lacks(self, workers: Iterable[int]) -> int | None:
         """Number one whose part of ``scratch`` is not here, and who works on another spool; None: all have theirs.
 
-        Raises OSError.
+        A ``scratch`` on a disk of its own may be each machine's own. Raises OSError.
         """
+        if "scratch" in self._mounted:
+            return None
         return next((each for each in workers if look_anew(str(self.path / "scratch" / str(each))) is None), None)
 
     def empty_scratch(self, *, only: Collection[str] | None = None) -> None:
