@@ -47,8 +47,9 @@ __all__ = ["BUSY_SECONDS", "Server", "driver_of", "psycopg"]
 
 BUSY_SECONDS = 10
 _PREPARED = 500
-# After a host that answered nothing nobody tries anew for as long as that took: a turn of the loop asks several times.
-_REST_SECONDS_MOST = 10.0
+# After a host that answered nothing for so long nobody tries anew for as long as that took, up to a limit: a turn of
+# the loop asks several times.
+_NO_ANSWER_SECONDS, _REST_SECONDS_MOST = 1.0, 10.0
 _SETTINGS = f"""SET lock_timeout = '{BUSY_SECONDS}s';
     SET statement_timeout = '120s';
     SET idle_in_transaction_session_timeout = '20s';
@@ -133,7 +134,8 @@ class Server:
                 driver = pipeline.PipelinedConnection.connect(conninfo, autocommit=True)
             except psycopg.Error as error:
                 told, now = self._not_connected(error), boottime()
-                rests_until = now + min(now - began, _REST_SECONDS_MOST)
+                if now - began >= _NO_ANSWER_SECONDS:
+                    rests_until = now + min(now - began, _REST_SECONDS_MOST)
                 raise _NotConnectedError(told) from None
             try:
                 driver.prepared_max = _PREPARED
