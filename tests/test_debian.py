@@ -97,10 +97,10 @@ def test_the_journal_has_errors_as_errors_by_the_name_of_ingestd(machine):
     machine.does("echo 'nothing: known' | sudo tee -a /etc/ingestd/config.yaml; sudo systemctl reload ingestd")
     errors = "sudo journalctl --boot --no-pager -o cat -p err -t ingestd"
     deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
-    while "config.refused" not in (said := machine.does(errors)) and time.monotonic() < deadline:
+    while "alarm.raised" not in (said := machine.does(errors)) and time.monotonic() < deadline:
         time.sleep(0.2)
 
-    assert [json.loads(line)["event"] for line in said.splitlines()] == ["config.refused"]
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["config.refused", "alarm.raised"]
 
 
 def test_whoever_asks_there_is_told_a_command_that_works_for_them(machine):
