@@ -136,7 +136,8 @@ class Membership(Stage):
         self._look_at = 0.0
         # Each of the others, and since when it is so (``Now.mono``); None: nobody was looked at just before.
         self._seen: dict[int, tuple[Beat, float]] | None = None
-        self._has_lost = False  # one who was there, or may have been, is no more
+        self._has_missed = False  # one who was there is no more
+        self._may_have_missed = False
         self._silent: list[Beat] = []
         self._takes: list[str] = []
         self._gives: list[str] = []
@@ -192,9 +193,10 @@ class Membership(Stage):
         for beat in others:
             known, since = former.get(beat.id, (beat, now.mono))
             seen[beat.id] = (beat, since if known == beat else now.mono)
-        if self._seen is None or former.keys() - seen.keys():
+        self._has_missed |= bool(former.keys() - seen.keys())
+        self._may_have_missed |= self._seen is None
+        if self._has_missed or self._may_have_missed:
             self._alarms.renew()  # what one who is gone met with stands no longer
-            self._has_lost = True
         self._seen = seen
         self._silent = [
             beat for beat, since in seen.values() if now.mono - since >= beat.lease.total_seconds() or beat.is_gone
@@ -261,15 +263,16 @@ class Membership(Stage):
 
     def write(self, tx: Transaction, now: Now) -> None:
         """End who is silent, settle what it had out, and have the claims be as they should."""
-        if not (self._silent or self._takes or self._gives or self._sight or self._has_lost):
+        has_lost = self._has_missed or self._may_have_missed
+        if not (self._silent or self._takes or self._gives or self._sight or has_lost):
             return
         if self._sight is not None:
             bars, sight, reach = self._sight
             moves.say_sight(tx, bars=bars, sight=sight, reach=reach)
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
-        if ended or self._has_lost:
+        if ended or has_lost:
             # Who ended by itself may have had to let its posts go just now.
-            is_over = not self._has_lost and all(beat.is_gone for beat in ended)
+            is_over = ended and not self._has_missed and all(beat.is_gone for beat in ended)
             wait = timedelta(0) if is_over else AFTER_SILENCE
             moves.recover(tx, now=now.utc, wait=wait, has_begun=True)
         moves.claim_work(tx, takes=self._takes, gives=self._gives)
@@ -278,5 +281,6 @@ class Membership(Stage):
     def _committed(self, ended: Sequence[Beat]) -> None:
         for beat in ended:
             self._log.warning("worker.ended", worker=beat.id, note="gone" if beat.is_gone else "silent")
-        self._silent, self._takes, self._gives, self._sight, self._has_lost = [], [], [], None, False
+        self._silent, self._takes, self._gives, self._sight = [], [], [], None
+        self._has_missed = self._may_have_missed = False
         self._look_at = 0.0  # what is ours now

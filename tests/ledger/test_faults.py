@@ -16,6 +16,7 @@ import pytest
 from ingestd.emulator import Emulator
 from ingestd.ledger.errors import LedgerUnread, failure, not_whole
 from tests.builders import write_instance
+from tests.ledgers import sqlite_only
 from tests.running import Site, wait_until
 from tests.torture.failing import Fault, Injector
 
@@ -65,6 +66,7 @@ def test_disk_that_fails_for_a_moment_is_called_neither_damage_nor_a_lack_of_rig
     assert site.command("status").returncode == 0
 
 
+@sqlite_only
 @pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
 def test_daemon_waits_for_a_ledger_whose_disk_fails_at_the_start(
     site: Site, library: Path, tmp_path: Path, error: int
@@ -82,6 +84,7 @@ def test_daemon_waits_for_a_ledger_whose_disk_fails_at_the_start(
     assert "look at the disk" in failed["note"]
 
 
+@sqlite_only
 def test_daemon_that_waits_for_its_ledger_ends_when_it_is_told_to(site: Site, library: Path, tmp_path: Path) -> None:
     fault = Fault(call="stat", error=errno.EIO, place="ledger.db", nth=1, times=0, seconds=300)
     injector = Injector(library, tmp_path / "rule", fault, str(site.ledger_file))

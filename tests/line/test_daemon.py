@@ -16,6 +16,7 @@ import pytest
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid, write_instance
 from tests.emulating import stores
+from tests.ledgers import by_lock_only
 from tests.running import Daemon, Site, session_members, wait_until
 from tests.torture.watching import Watch
 
@@ -43,6 +44,7 @@ def test_service_manager_hears_ready_watchdog_status_and_stopping(site: Site):
     assert session_members(daemon.pid) == []
 
 
+@by_lock_only
 def test_second_daemon_on_the_same_spool_ends_with_75_and_disturbs_nothing(site: Site):
     with site.start() as first:
         second = site.command("run")
