@@ -97,7 +97,7 @@ class Spool:
                     return f"the spool's folder '{room}' is another than at the start"
             if self._scratch:
                 # Where the spool was made anew, another worker has made what all have.
-                room = f"{ROOMS[-1]}/{self._scratch}"
+                room = f"scratch/{self._scratch}"
                 self.scratch().lstat()
         except FileNotFoundError:
             return f"the spool's folder '{room}' is not there"
