@@ -11,7 +11,7 @@ from ingestd.ledger import LedgerError
 from tests.builders import write_instance
 from tests.commanding import Command, command_in
 from tests.daemon.test_destinations import addresses, configure, drop, is_paused, run, servers, states, stopped
-from tests.daemon.test_promise import running, turn
+from tests.daemon.test_promise import run_until, running, turn
 from tests.emulating import EmulatorProcess
 from tests.ledgers import raw
 
@@ -145,10 +145,9 @@ def test_what_waits_for_a_destination_that_is_no_more_is_let_go_by_a_persons_wor
     with stopped(servers["research"]):
         drop(tmp_path, "er", 1)
         drop(tmp_path, "er", 2)
-        run(config, seconds=4)
+        run_until(config, lambda _: states(config)["archive", "CONFIRMED"] == 2)
         drop(tmp_path, "ward", 1)
-        run(config, seconds=4)
-    assert states(config)["research", "DUPLICATE"] == 1
+        run_until(config, lambda _: states(config)["research", "DUPLICATE"] == 1)
     refused = command("destination", "remove", "research", "--yes")
     assert (refused.code, "names research still" in refused.err) == (2, True)
 

@@ -11,7 +11,7 @@ from ingestd.ledger import Ledger, queries
 from tests.builders import write_instance
 from tests.commanding import Command, Ran, command_in
 from tests.daemon.test_destinations import addresses, configure, drop, is_paused, run, servers, states, stopped
-from tests.daemon.test_promise import running, turn
+from tests.daemon.test_promise import run_until, running, turn
 from tests.emulating import EmulatorProcess
 from tests.ledger_builders import assert_ledger_holds
 from tests.ledgers import url_of
@@ -113,8 +113,7 @@ def test_what_was_not_tried_is_let_go_and_comes_back_with_the_rule(
     with stopped(servers["research"]):
         for number in (1, 2):
             drop(tmp_path, "er", number)
-        run(config, seconds=6)
-    assert states(config) == {("archive", "CONFIRMED"): 2, ("research", "PENDING"): 2}
+        run_until(config, lambda _: states(config) == {("archive", "CONFIRMED"): 2, ("research", "PENDING"): 2})
 
     configure(tmp_path, addresses(servers), rules="rules:\n  - {when: {}, to: [archive]}\n")
     lost = command("route", "--again", "--yes").out

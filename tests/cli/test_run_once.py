@@ -14,7 +14,7 @@ import pytest
 from ingestd.cli.common import ExitCode
 from ingestd.cli.run_summary import look_back
 from ingestd.emulator import Emulator
-from tests.daemon.test_promise import configure, image, run
+from tests.daemon.test_promise import configure, image, run_until
 from tests.running import Site
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
 
@@ -78,11 +78,10 @@ def test_run_that_is_not_done_ends_with_3_also_when_a_file_needs_a_person(tmp_pa
     config = configure(tmp_path, server)
     (tmp_path / "drop" / "image").write_bytes(image()[:-2])  # cut off: it waits, and is then rejected
     (tmp_path / "drop" / "whole").write_bytes(image())
-    run(config, seconds=2)
+    run_until(config, lambda ended: look_back(config, ended).states.get("CONFIRMED"))
     (tmp_path / "drop" / "other").write_bytes(image(first_pixel=1))  # a conflict: needs a person
 
-    outcome = look_back(config, run(config, seconds=3))
+    outcome = look_back(config, run_until(config, lambda ended: look_back(config, ended).needs_person))
 
-    assert outcome.needs_person
     assert not outcome.result.done
     assert outcome.code is ExitCode.TIMEOUT

@@ -95,7 +95,7 @@ def test_who_could_not_write_while_the_database_was_away_is_not_taken_for_silent
         wire.refuse(False)
         wait_until(lambda: wired.sql(written, wired.worker_of(a))[0][0] > before + 2, what="the first to come back")
 
-    wait_until(lambda: wired.sql(written, wired.worker_of(b)) > [(of_b + 2,)], what="the other", within_seconds=5)
+    wait_until(lambda: wired.sql(written, wired.worker_of(b)) > [(of_b + 2,)], what="the other")
 
 
 @pytest.mark.slow

@@ -150,7 +150,7 @@ def test_worker_that_ends_gives_all_up_while_its_last_post_goes_on(four: Gateway
     divided(four, a, b)
 
     a.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: len(four.claims()[four.worker_of(b)]) == len(four.drops) + 1, what="all", within_seconds=5)
+    wait_until(lambda: len(four.claims()[four.worker_of(b)]) == len(four.drops) + 1, what="all", within_seconds=10)
     assert a.is_running()
     writes = "SELECT writes FROM worker WHERE id = %s"
     ((before,),) = four.sql(writes, four.worker_of(a))

@@ -20,4 +20,4 @@ def test_pause_of_another_ends_where_we_send(both: Gateways):
     both.feed(1)
     both.wait_confirmed()
 
-    wait_until(lambda: not both.sql(_PAUSED), what="the end of the pause", within_seconds=5)
+    wait_until(lambda: not both.sql(_PAUSED), what="the end of the pause", within_seconds=15)

@@ -158,4 +158,4 @@ def test_ledger_that_takes_nothing_of_files_ends_the_daemon_though_it_takes_all_
     monkeypatch.setattr(outage, "_WAIT_SECONDS", 0.1)
     monkeypatch.setattr(daemon.stages.admission, "write", refused)
     with pytest.raises(LedgerError, match="the disk failed"):
-        turn(daemon, lambda: False, seconds=5)
+        turn(daemon, lambda: False)
