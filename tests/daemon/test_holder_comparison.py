@@ -26,20 +26,20 @@ def kept(folder: Path) -> int:
     return sum(path.is_file() for path in (folder / "spool" / "files").rglob("*"))
 
 
-def only_the_archive_has_it(folder: Path, servers: dict[str, EmulatorProcess], content: bytes) -> Config:
-    """Our own copy of it is gone."""
+def only_the_archive_has(folder: Path, servers: dict[str, EmulatorProcess], *contents: bytes) -> Config:
+    """Our own copies of these are gone."""
     config = configure(folder, addresses(servers), rules=ONLY_ARCHIVE, retain="0s")
-    (folder / "er" / "first").write_bytes(content)
-    run(config)
-    assert states(config) == {("archive", "CONFIRMED"): 1}
-    assert kept(folder) == 0
+    for number, content in enumerate(contents):
+        (folder / "er" / f"{number}").write_bytes(content)
+    with running(config) as daemon:
+        turn(daemon, lambda: states(config) == {("archive", "CONFIRMED"): len(contents)} and kept(folder) == 0)
     return config
 
 
 def taken_in_while_it_was_away(folder: Path, servers: dict[str, EmulatorProcess]) -> tuple[Config, Path]:
     """A file that waits to be compared with a copy that only the archive has; where it lies."""
     one, other = encodings_of_one_object()
-    config = only_the_archive_has_it(folder, servers, one)
+    config = only_the_archive_has(folder, servers, one)
     with stopped(servers["archive"]):
         (folder / "er" / "again").write_bytes(other)
         with running(config) as daemon:
@@ -60,7 +60,7 @@ def test_file_that_only_an_away_server_can_be_compared_with_goes_to_the_other_me
     """It was taken in nowhere until that server was back, and so was whatever came behind enough of such files."""
     monkeypatch.setattr("ingestd.daemon.admission._IN_HAND_MOST", 1)
     one, other = encodings_of_one_object()
-    config = only_the_archive_has_it(tmp_path, servers, one)
+    config = only_the_archive_has(tmp_path, servers, one)
     others = other if is_same else one[:-2] + bytes([one[-2] ^ 1, one[-1]])
     with stopped(servers["archive"]):
         (tmp_path / "ward" / "again").write_bytes(others)
@@ -89,11 +89,8 @@ def test_what_waits_for_copies_lets_by_what_can_be_compared_here(
 ) -> None:
     monkeypatch.setattr("ingestd.daemon.holder_comparison._AT_ONCE", 2)
     monkeypatch.setattr("ingestd.daemon.holder_comparison._COPIES_AT_ONCE", 1)
-    config = configure(tmp_path, addresses(servers), rules=ONLY_ARCHIVE, retain="0s")
     studies = [f"1.2.{number}" for number in range(5)]
-    for study in studies:
-        (tmp_path / "er" / study).write_bytes(encodings_of_one_object(study)[0])
-    run(config)
+    config = only_the_archive_has(tmp_path, servers, *(encodings_of_one_object(study)[0] for study in studies))
     with stopped(servers["archive"]):
         for study in studies:
             (tmp_path / "ward" / study).write_bytes(encodings_of_one_object(study)[1])
@@ -132,7 +129,7 @@ def test_file_that_is_gone_before_it_was_compared_is_for_a_person(
 
 def test_single_run_waits_for_the_comparison(tmp_path: Path, servers: dict[str, EmulatorProcess]) -> None:
     one, other = encodings_of_one_object()
-    config = only_the_archive_has_it(tmp_path, servers, one)
+    config = only_the_archive_has(tmp_path, servers, one)
     (tmp_path / "er" / "again").write_bytes(other)
     with stopped(servers["archive"]):
         ended = run(config, seconds=3)

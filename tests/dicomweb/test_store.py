@@ -757,7 +757,7 @@ def test_no_answer_whatever_makes_an_instance_stored_that_was_not_asked_for(tmp_
 
     with ScriptedServer(play) as server, DicomWebClient(server.url) as client:
 
-        @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=150, suppress_health_check=list(HealthCheck))
         @given(st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(max_size=40)))
         def hold(reply):
             replies[0] = reply

@@ -194,5 +194,5 @@ class Machine(RuleBasedStateMachine):
 
 TestModel = Machine.TestCase
 TestModel.settings = settings(
-    max_examples=12, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=12, stateful_step_count=12, suppress_health_check=list(HealthCheck), derandomize=True
 )

@@ -51,7 +51,7 @@ PIECES = [b"\r\n", b"--", b"--b", b"\r", b"-", b"b", b"x", b"\r\n--", b"\r\n--a"
 contents = st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join), max_size=4)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(parts=contents, sizes=st.lists(st.integers(1, 40), min_size=1, max_size=5), headers=st.booleans())
 def test_any_chunking_of_any_parts_gives_the_parts(parts, sizes, headers):
     boundary = "bound"
@@ -66,7 +66,7 @@ def test_any_chunking_of_any_parts_gives_the_parts(parts, sizes, headers):
     assert all(each == ({"content-type": "application/dicom", "x": "y"} if headers else {}) for each, _ in got)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(body=st.binary(max_size=400), cut=st.integers(0, 400))
 def test_any_bytes_end_in_parts_or_malformed(body, cut):
     whole = b"--b\r\n\r\n" + body + b"\r\n--b--"
@@ -76,7 +76,7 @@ def test_any_bytes_end_in_parts_or_malformed(body, cut):
         return
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_mutation_of_a_file_is_read_or_refused(tmp_path_factory, data):
     syntax = data.draw(st.sampled_from([EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED]))

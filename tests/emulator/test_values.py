@@ -204,7 +204,7 @@ def test_frame_is_given_where_its_file_counts_them_in_no_number(fresh: Peer, dig
     assert (frame.status_code, frame.content) == (200, bytes(range(64)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @example(bits=0x3DCCCCCD, written="0.1")
 @example(bits=0x7F7FFFFF, written="3.4028235e+38")
 @example(bits=0x00000001, written=None)

@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestd.instance import Inspection, InvalidInstance, Verdict, canonical_digest, inspect, source
@@ -275,7 +275,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 @given(content=mutated())
-@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=800, derandomize=True)
 def test_any_mutation_gets_a_verdict_and_no_exception(content: bytes) -> None:
     fd = os.memfd_create("mutated")
     try:
@@ -294,7 +294,7 @@ def test_any_mutation_gets_a_verdict_and_no_exception(content: bytes) -> None:
 
 
 @given(content=st.binary(max_size=3000))
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 def test_any_bytes_behind_a_meta_group_get_a_verdict(content: bytes) -> None:
     for transfer_syntax in (EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED, ""):
         fd = os.memfd_create("bytes")
