@@ -162,9 +162,18 @@ class Daemon:
         given_up = sum(server.sender.close(timedelta(0)) for server in self.workers.servers.values())
         if given_up:
             self._log.warning("sender.given_up", posts=given_up)
+        if self.ledger.is_shared and not hand_over:
+            self._settle()
         self.close(hand_over=hand_over)
         if hand_over:
             self.ledger.forget_doubt()
+
+    def _settle(self) -> None:
+        """Settle what we had to let go of; where that fails, whoever misses us does: nobody may have seen us."""
+        self.ledger.forget_doubt()
+        with suppress(LedgerError), self.ledger.transaction() as tx:
+            wait = AFTER_SILENCE if tx.others() else timedelta(0)
+            moves.recover(tx, now=self.ledger.clock.now().utc, wait=wait)
 
     def close(self, *, hand_over: bool = False) -> None:
         """Let go of everything; safe at any moment, since every durable step came before the act it guards."""

@@ -100,6 +100,19 @@ def test_post_that_a_worker_let_go_of_when_it_was_told_to_end_is_seen_to_by_anot
     assert both.check() == []
 
 
+def test_post_that_a_worker_lets_go_of_where_nobody_misses_it_is_settled_by_itself(both: Gateways):
+    """Another that had not looked meanwhile never knew of it: the file stayed in sending, and nobody was told."""
+    a = both.start("a", shutdown_grace="0s")
+    both.server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)  # it would take seven seconds
+    both.feed(rows=1000)
+    wait_until(lambda: both.states().get("SENDING"), what="a post")
+
+    assert a.terminate() == 0
+
+    assert '"sender.given_up"' in a.tail()
+    assert both.states() == {"UNCERTAIN": 1}
+
+
 def test_reload_that_would_differ_from_the_others_is_refused_by_the_names_of_its_keys(both: Gateways):
     a = both.start("a")
     site = both.site("b", reconcile={"verify": "presence"})
