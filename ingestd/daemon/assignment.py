@@ -24,6 +24,7 @@ class Assignment:
         self.inboxes = self.configured if is_whole else frozenset()
         self.upkeep = is_whole
         self.leaving: frozenset[str] = frozenset()  # inboxes that another is to have, once nothing is in hand of them
+        self.elsewhere: frozenset[str] = frozenset()  # inboxes that others have
         self.workers = 1  # at work on the spool
         self.reach = reach
         self.unreached: frozenset[str] = frozenset()  # the destinations that one of them does not reach
@@ -35,6 +36,7 @@ class Assignment:
         if not self.is_whole:
             self.inboxes = before.inboxes & self.configured
             self.upkeep = before.upkeep and not before.gives_upkeep
+            self.elsewhere = before.elsewhere
             self.workers = before.workers
             for name in self.reach.keys() & before.reach.keys():
                 self.reach[name].take_over(before.reach[name])
@@ -45,5 +47,8 @@ class Assignment:
         return self.inboxes - self.leaving
 
     def has(self, inbox: str) -> bool:
-        """Whether files of this inbox are ours; those of one that is configured no more are of who has the upkeep."""
-        return inbox in self.watched or (self.upkeep and inbox not in self.configured)
+        """Whether files of this inbox are ours; those of one that is configured no more are of who has the upkeep.
+
+        Whoever has it still has not read the new configuration yet.
+        """
+        return inbox in self.watched or (self.upkeep and inbox not in self.configured | self.elsewhere)

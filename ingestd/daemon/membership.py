@@ -207,6 +207,7 @@ class Membership(Stage):
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
+        mine.elsewhere = frozenset[str]().union(*(each.inboxes for each in members if each is not ours))
         self._ledger.in_turns = len(members) > 1
         self._note(mine.configured & ours.inboxes)
         # What one has who is not well stays its own until it ends; it takes nothing more where another is.

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.config import Inbox
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
 from tests.fleet.gateways import GRACE, LEASE, Gateways, gateways, stopped
-from tests.running import Daemon, Site, TookTooLongError, descendants, wait_until
+from tests.running import QUICK_INBOX, Daemon, Site, TookTooLongError, descendants, wait_until
 from tests.torture.failing import Fault, Injector
 
 _POSTS_BY = "SELECT DISTINCT worker_id FROM attempt"
@@ -228,6 +229,34 @@ def test_folder_that_one_does_not_see_is_taken_from_by_another_or_told_of(
         two.start("a")
         two.wait_confirmed()
         assert two.check() == []
+
+
+@pytest.mark.slow
+def test_folder_that_is_configured_no_more_is_of_whoever_has_it_until_that_one_reads_so(
+    tmp_path: Path, server: Emulator, database: str
+):
+    """What that one was just taking in, the other took for left behind: one of both could not write, and ended."""
+    with gateways(tmp_path, server, database, more_drops=1, lease="30s") as two:
+        a = two.start("a")
+        divided(two, a)
+        b = two.start("b")
+        divided(two, a, b)
+        stays, goes = sorted(two.drops, key=lambda drop: drop.name in two.claims()[two.worker_of(b)])
+        for name in ("a", "b"):
+            site = two.site(name, inboxes=[{"path": str(stays), **QUICK_INBOX}])
+
+        with stopped(b):
+            two.feed(drop=goes)
+            brought = two.spool / "files" / Inbox(path=goes).spool_name / ("0" * 8) / ("0" * 32)
+            brought.parent.mkdir(parents=True, exist_ok=True)
+            (goes / two.written[-1].name).rename(brought)
+            assert site.command("config", "adopt").returncode == 0
+            wait_until(lambda: a.tail().count('"daemon.started"') == 2, what="that it was read")
+            two.feed(drop=stays)
+            wait_until(lambda: two.states().get("CONFIRMED"), what="what comes behind that which was left")
+
+            assert two.states() == {"CONFIRMED": 1}
+        wait_until(lambda: two.claims()[two.worker_of(b)] == set(), what="that it gives the folder up")
 
 
 def adopted_by_one(four: Gateways) -> tuple[Daemon, Daemon, Site]:
