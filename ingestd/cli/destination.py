@@ -30,7 +30,7 @@ from .working import described
 
 if TYPE_CHECKING:
     from ingestd.config import Config, Destination
-    from ingestd.ledger import Ledger
+    from ingestd.ledger import Ledger, Transaction
 
 _STAYS = frozenset({State.CONFIRMED, State.DUPLICATE, State.DISCARDED})
 
@@ -68,7 +68,7 @@ def remove(*, config: Path | None, as_json: bool, name: str, yes: bool) -> int:
                 f"at {plain(name)}: {', '.join(f'{count} {state}' for state, count in waiting.items())}", err=True
             )
             expect_yes("discard them?")
-        discarded = _discard(ledger, number)
+        discarded = _discard(settings, ledger, number)
     if as_json:
         print_json({"destination": name, "waited": waiting, "discarded": discarded})
     else:
@@ -107,6 +107,7 @@ def move(*, config: Path | None, as_json: bool, name: str, url: str, yes: bool) 
         looked_at = _look(settings, destination, ledger.at(whose), yes=yes)
         try:
             with ledger.transaction() as tx:
+                _nobody_runs(settings, ledger, tx)
                 asked = moves.new_address(tx.at(number), destination.url, now=datetime.now(UTC))
         except RefusedMove as refusal:
             raise Stop(ExitCode.CONFIGURATION, str(refusal)) from None
@@ -141,11 +142,14 @@ def _look(config: Config, destination: Destination, ledger: Ledger, *, yes: bool
     return len(sampled.found)
 
 
-def _nobody_runs(config: Config, ledger: Ledger) -> None:
-    """Stop while an ingestd runs: it goes by the configuration that it started with, and may be sending there."""
+def _nobody_runs(config: Config, ledger: Ledger, tx: Transaction | None = None) -> None:
+    """Stop while an ingestd runs: it goes by the configuration that it started with, and may be sending there.
+
+    Within a transaction nobody begins to, and one that only stands still is ended.
+    """
     from ingestd.ledger import queries
 
-    for worker in ledger.workers() or ():
+    for worker in tx.living() if tx is not None else ledger.workers() or ():
         if worker.is_alive:
             does = "may be sending there" if worker.holds else "would take over as it was configured"
             raise Stop(ExitCode.BUSY, f"{described(worker)}, {does}; stop it first")
@@ -166,13 +170,14 @@ def _waiting(ledger: Ledger, name: str) -> dict[str, int]:
     return dict(+waiting)
 
 
-def _discard(ledger: Ledger, number: int) -> int:
+def _discard(config: Config, ledger: Ledger, number: int) -> int:
     """Discard some thousand rows to a transaction; what takes their place goes with the next."""
     from ingestd.ledger import moves
 
     sums = 0
     while True:
         with ledger.transaction() as tx:
+            _nobody_runs(config, ledger, tx)
             part = moves.discard_all_at(tx, number, now=datetime.now(UTC))
         if not part:
             return sums

@@ -111,6 +111,9 @@ class Database(Protocol):
     def workers(self, connection: Connection) -> Sequence[Worker] | None:
         """List the workers of the last day, the newest first; None: there is only one, which has the spool's lock."""
 
+    def living(self, connection: Connection) -> Sequence[Worker]:
+        """List the workers that live, and end the others for good; nobody where there is only one."""
+
     def machines(self, connection: Connection, workers: Collection[int]) -> Mapping[int, str]:
         """Name the machines of these workers, as far as they are remembered."""
 

@@ -208,6 +208,9 @@ class Postgres(Server):
     def end(self, connection: Connection, writer: Writer) -> None:
         workers.end(connection, writer)
 
+    def living(self, connection: Connection) -> Sequence[workers.Worker]:
+        return workers.living(connection)
+
     def workers(self, connection: Connection) -> Sequence[workers.Worker]:
         return workers.listed(connection)
 

@@ -101,6 +101,9 @@ class Sqlite:
     def workers(self, connection: Connection) -> Sequence[Worker] | None:  # noqa: ARG002 - whoever has locked the spool
         return None
 
+    def living(self, connection: Connection) -> Sequence[Worker]:  # noqa: ARG002 - as `workers`
+        return ()
+
     def machines(self, connection: Connection, workers: Collection[int]) -> Mapping[int, str]:  # noqa: ARG002 - as above
         return {}
 

@@ -104,6 +104,7 @@ from .sameness import judge
 from .schema import clock, delivery, file, inbox, study
 from .session import AtDestination, KnownStudy, Session
 from .unit_of_work import UnitOfWork
+from .workers import Worker
 
 _LEARNT = (("mismatch", 0), ("differs_since", None), ("untold_since", None))
 
@@ -269,6 +270,10 @@ class Transaction:
     def others(self) -> Sequence[int]:
         """Number those at work on our spool beside us who were not ended."""
         return self._session.database.others(self.connection, self._session.writer, self.spool_id)
+
+    def living(self) -> Sequence[Worker]:
+        """List who works or stands by; whoever was silent for its lease is ended: it would go on by what it knew."""
+        return self._session.database.living(self.connection)
 
     @property
     def jump(self) -> Jump | None:

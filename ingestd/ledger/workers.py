@@ -216,6 +216,17 @@ def listed(connection: Connection) -> list[Worker]:
     ]
 
 
+def living(connection: Connection) -> list[Worker]:
+    """List who lives, and end whoever else did not end, within a transaction that holds the lock of all writers.
+
+    One that was only stopped would go on by what it knew before, and with its lease begun anew.
+    """
+    found = [each for each in listed(connection) if each.is_alive]
+    ended = "UPDATE worker SET ended_at = %s, why_ended = %s WHERE id > 0 AND ended_at IS NULL AND id <> ALL (%s)"
+    connection.exec_driver_sql(ended, (Instant.keep(utc_now()), _SILENT, [each.id for each in found]))
+    return found
+
+
 def at_work(connection: Connection, spool_id: int) -> list[Beat]:
     """Say who is at work on a spool, as each is now, the first to come first."""
     return [beat_from(row) for row in connection.exec_driver_sql(_BEATS_AT_WORK, (spool_id,))]

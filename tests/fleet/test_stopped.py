@@ -43,6 +43,27 @@ def started_to_stop(both: Gateways, library: Path, call: str, folder: Path, **se
 
 
 @pytest.mark.slow
+def test_worker_that_was_stopped_sends_no_more_to_where_its_destination_was(both: Gateways):
+    """Nobody had ended it: it went on, and what only the former address has was confirmed."""
+    a = both.start("a")
+    with Emulator(fsync=False) as elsewhere:
+        with stopped(a):
+            wait_until(lambda: "silent" in both.site("a").command("workers").stdout, what="that it counts as silent")
+            moved = both.site("a").command("destination", "move", "default", elsewhere.url, "--yes")
+            assert moved.returncode == 0, moved
+            both.feed()
+
+        expect_end(a)
+
+        assert both.posted() == {}
+        there = {"url": elsewhere.url, "auth": "none"}
+        assert both.site("a", destination=there).command("config", "adopt").returncode == 0
+        both.start("a", destination=there)
+        both.wait_confirmed()
+        assert both.posted() == {}
+
+
+@pytest.mark.slow
 def test_worker_that_was_stopped_renames_nothing_and_ends(both: Gateways, library: Path):
     a = started_to_stop(both, library, "rename", both.drop)
     b = both.start("b")
