@@ -236,15 +236,16 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
         ledger.expect_spool_of_ours(spool.path, said=said)
         if ledger.id and not said:
             spool.belong_to(f"{ledger.id} {ledger.name}")
+        set_key(spool.host.encode())  # that of a shared spool may not have been there when the log began
+        spool.may_act = ledger.lease.holds
+        spool.is_shared = config.ledger_file is None
+        if spool.is_shared:
+            spool.share_scratch(
+                ledger.worker, lambda: [each.beat.id for each in ledger.members() if each.beat.id != ledger.worker]
+            )
     except BaseException:
+        # Who is at work without a part of the spool is taken for one who works on another.
         ledger.close()
         spool.unlock()
         raise
-    set_key(spool.host.encode())  # that of a shared spool may not have been there when the log began
-    spool.may_act = ledger.lease.holds
-    spool.is_shared = config.ledger_file is None
-    if spool.is_shared:
-        spool.share_scratch(
-            ledger.worker, lambda: [each.beat.id for each in ledger.members() if each.beat.id != ledger.worker]
-        )
     return spool, ledger

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.fleet.gateways import Gateways
 from tests.running import wait_until
+from tests.torture.failing import Fault, Injector
 
 
 def test_spool_with_the_id_of_one_that_others_work_on_is_not_worked_on_beside_them(both: Gateways, tmp_path: Path):
@@ -35,6 +37,20 @@ def test_spool_with_the_id_of_one_that_others_work_on_is_not_worked_on_beside_th
     # Where nobody has the other any more, this one is its successor.
     assert a.terminate() == 0
     wait_until(lambda: both.claims().get(both.worker_of(b)), what="who goes on")
+
+
+def test_worker_that_cannot_have_its_part_of_the_spool_is_not_at_work(both: Gateways, library: Path, tmp_path: Path):
+    """Others took it for one on another spool, and none of them began; as it was started again and again, for ever."""
+    a = both.start("a")
+    is_read_only = Fault(call="mkdir", error=errno.EROFS, place="-", nth=1, times=1_000_000, process="daemon")
+    injector = Injector(library, tmp_path / "rule", is_read_only, f"{both.spool}/scratch")
+
+    b = both.start("b", wait=False, env=injector.environment)
+
+    assert b.wait() != 0
+    assert "read-only file system" in b.tail()
+    at_work = "SELECT id FROM worker WHERE holds = 1 AND ended_at IS NULL AND id > 0"
+    assert both.sql(at_work) == [(both.worker_of(a),)]
 
 
 @pytest.mark.slow
