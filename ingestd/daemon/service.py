@@ -236,7 +236,7 @@ class _Service:
         if agreed is None or not agreed.differing(self._agreement):
             return False
         if self._reread_for == agreed:
-            return True
+            return self._signals.asked is not Asked.RELOAD  # where the ledger was away just then, that is still to come
         self._reread_for = agreed
         self._signals.reload()
         return False

@@ -150,6 +150,23 @@ def test_reload_that_is_asked_for_while_the_database_is_away_is_done_once_it_is_
     assert not has_told(a, "config.refused")
 
 
+def test_configuration_that_is_adopted_just_when_the_database_is_lost_is_read_once_it_is_back(
+    wired: Gateways, wire: Wire
+):
+    """The worker ended its work instead, to stand by, and let its posts go."""
+    a = wired.start("a")
+    number = wired.worker_of(a)
+    site = wired.site("a", reconcile={"verify": "presence"})
+    wire.barred = b"FROM clock"  # as rooms are made anew
+
+    assert site.command("config", "adopt").returncode == 0
+    wait_until(lambda: a.log.read_text().count('"config.reread"') > 1, what="another try")
+    wire.barred = b""
+
+    wait_until(lambda: a.log.read_text().count('"daemon.started"') == 2, what="the reload")
+    assert wired.worker_of(a) == number
+
+
 @pytest.mark.slow
 def test_worker_asks_a_database_that_answers_nothing_once_before_it_ends(
     tmp_path: Path, server: Emulator, database: str, wire: Wire
