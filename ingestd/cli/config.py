@@ -33,9 +33,8 @@ def adopt(*, config: Path | None, as_json: bool) -> int:
     if settings.ledger_file is not None:
         raise Stop(ExitCode.CONFIGURATION, "nobody shares an SQLite ledger: change the file, and reload")
     with ledger_for_moves(settings) as ledger:
-        ledger.expect_destinations(settings.addresses)  # with others no machine would start
         said = agreement_of(settings)
-        former = ledger.agree(said)
+        former = ledger.agree(said, settings.addresses)
     before = former.said if former is not None else {}
     keys = former.differing(said) if former is not None else sorted(said)
     gone = sorted(before.keys() - said.keys())

@@ -68,13 +68,15 @@ class Admission(Stage):
         ledger: Ledger,
         routing: Routing,
         sha256: bool,
+        agreement: Mapping[str, str] | None,
         gate: Gate,
         assignment: Assignment,
         on_copied: Callable[[], object],
         is_lost: Callable[[str], bool],
     ) -> None:
         """While ``gate`` is shut nothing is taken from the folders, and ever only from our own. ``on_copied``: a copied
-        source is to be removed. With ``sha256`` that of each whole file is taken.
+        source is to be removed. With ``sha256`` that of each whole file is taken. Where all have agreed upon another
+        configuration than ``agreement`` (None: whatever they did), the files in hand wait.
 
         ``is_lost`` says whether there is no file at a place any more, for certain.
         """
@@ -87,6 +89,8 @@ class Admission(Stage):
         self._gate = gate
         self._assignment = assignment
         self._sha256 = sha256
+        self._agreement = agreement
+        self.is_held = False
         self._on_copied = on_copied
         self._is_lost = is_lost
         self._log = structlog.get_logger()
@@ -185,7 +189,7 @@ class Admission(Stage):
             self._look_at = self._full_until if now.mono < self._full_until else inf
 
     def next_at(self, now: Now) -> float:
-        if self._new or self._answers:
+        if (self._new or self._answers) and not self.is_held:
             return now.mono
         ask_at = self._mono + _ASK_AGAIN_SECONDS if self._asked else inf
         return min(self._look_at, ask_at, *(at for at, _ in self._later))
@@ -212,6 +216,9 @@ class Admission(Stage):
         """Make the next step of every file that was seen or has its answer, and write what goes with it."""
         if not (self._new or self._answers):
             return
+        self.is_held = self._agreement is not None and not tx.is_agreed(self._agreement)
+        if self.is_held:
+            return  # by the other one it may go elsewhere: no destination that is there no more is to get files
         following = NextSteps(
             tx,
             now,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 
-from ingestd.config import Config
+from ingestd.config import Config, agreement_of
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
 from ingestd.daemon.assignment import Assignment
@@ -285,6 +285,7 @@ class Stages:
             ledger=self._ledger,
             routing=self._routing,
             sha256=self._config.reader.sha256,
+            agreement=None if self._config.spool.is_for_send else agreement_of(self._config),
             gate=self._gates.intake,
             assignment=self._assignment,
             on_copied=self.source_removal.hurry,

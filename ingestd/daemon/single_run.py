@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 
 from ingestd.clocks import read_clocks
-from ingestd.config import Config
+from ingestd.config import Config, agreement_of
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.sending import not_taken_in, send_known
@@ -58,6 +58,8 @@ class _SingleRun:
         """Look how far it has come; say whether it is done, or has to end before it is."""
         if self._watch is not None:
             self._watch(self._daemon)
+        if self._daemon.stages.admission.is_held:
+            self._daemon.ledger.expect_agreement(agreement_of(self._daemon.config))
         stages, progress = self._daemon.stages, self._daemon.progress
         flushed = progress.flushes
         progress.flushes = (
@@ -94,7 +96,8 @@ def run_once(
     after the inboxes are drained. ``named`` are the paths that a person gave, ``to`` the destinations that they are
     for, whatever the rules say: what was sent from there elsewhere goes to these as well. ``watch`` is called after
     each tick, for a progress bar.
-    Raises SpoolInUse, SpoolError and LedgerError at the start.
+    Raises SpoolInUse, SpoolError and LedgerError at the start, and LedgerDiffers where another configuration comes to
+    hold meanwhile.
     """
     set_up_interpreter()
     wake = Wake()

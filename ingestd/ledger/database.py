@@ -99,6 +99,9 @@ class Database(Protocol):
     def others(self, connection: Connection, writer: Writer, spool_id: int) -> Sequence[int]:
         """Number those at work on a spool beside this one who were not ended: what they began is theirs."""
 
+    def agreed(self, connection: Connection) -> str | None:
+        """Give what all had agreed upon (``Agreement.kept``) as the transaction began; None: nothing."""
+
     def trust(self, connection: Connection, writer: Writer) -> None:
         """Put down that what this host may have lost has been seen to (``Writer.lost_record``)."""
 

@@ -33,6 +33,7 @@ from sqlalchemy.exc import DBAPIError
 from ingestd.clocks import boottime
 
 from . import baseline, membership, study_locks, workers
+from .agreement import AGREED
 from .column_types import PathText
 from .database import Tell, Writer
 from .errors import LedgerError, LedgerFenced
@@ -55,6 +56,7 @@ _END_IDLE = f"""SELECT pg_terminate_backend(pid, 5000) FROM pg_locks JOIN pg_sta
 # documentation: B-Tree Indexes, "up to approximately one-third of a page").
 _LONGEST_PATH = 2500
 _WRITE_ONCE_MORE = "UPDATE worker SET writes = writes WHERE id = %s"
+_KNOWN = f"SELECT key, value FROM meta WHERE key IN ('schema', '{AGREED}')"  # noqa: S608 - a key of ours
 _PLANS = (
     "SET LOCAL plan_cache_mode = force_generic_plan",
     *(f"SET LOCAL enable_{way} = off" for way in ("seqscan", "hashjoin", "mergejoin")),
@@ -117,11 +119,11 @@ class Postgres(Server):
             *(["SET LOCAL synchronous_commit = off"] if in_turns else []),
             *locks,
             workers.FENCE.format(writer.worker),
-            "SELECT value FROM meta WHERE key = 'schema'",
+            _KNOWN,
         )
         asked = boottime()
         cursor = driver.execute("; ".join(statements), prepare=False)
-        counted, schema = _results(cursor)[-2:]
+        counted, known = _results(cursor)[-2:]
         if not counted:
             raise self._ended(writer)
         number, wrote_at = counted[0]
@@ -129,10 +131,11 @@ class Postgres(Server):
         if number < self._counted:
             raise LedgerFenced(f"the ledger {self.name} is older than before: a backup was put back; start again")
         self._counted = number
-        connection.info["mark"] = str(number)
-        if int(schema[0][0]) != len(MIGRATIONS):
+        meta = dict(known)
+        connection.info.update(mark=str(number), agreed=meta.get(AGREED))
+        if int(meta["schema"]) != len(MIGRATIONS):
             raise LedgerFenced(
-                f"the ledger {self.name} has been brought up to date by a newer ingestd (schema {schema[0][0]}, this"
+                f"the ledger {self.name} has been brought up to date by a newer ingestd (schema {meta['schema']}, this"
                 f" one knows {len(MIGRATIONS)}); run that version, or a newer one"
             )
 
@@ -182,6 +185,10 @@ class Postgres(Server):
 
     def others(self, connection: Connection, writer: Writer, spool_id: int) -> Sequence[int]:
         return membership.others(connection, writer.worker, spool_id)
+
+    def agreed(self, connection: Connection) -> str | None:
+        found: str | None = connection.info["agreed"]
+        return found
 
     def trust(self, connection: Connection, writer: Writer) -> None:
         put = "INSERT INTO meta VALUES (%s, %s) ON CONFLICT (key) DO UPDATE SET value = excluded.value"

@@ -183,9 +183,14 @@ class Registry(Session):
         rows = self.fetch_cached(AGREEMENT) if self.database.is_shared else ()
         return Agreement.read(rows[0].value) if rows else None
 
-    def agree(self, said: Mapping[str, str]) -> Agreement | None:
-        """Have this hold for all machines that share the ledger; give what held before. Raises LedgerError."""
+    def agree(self, said: Mapping[str, str], wanted: Mapping[str, str]) -> Agreement | None:
+        """Have this hold for all machines that share the ledger; give what held before.
+
+        Raises as ``expect_destinations``: with others than these no machine would start. What is taken in just now is
+        there by then, or is not taken in by what held before.
+        """
         with self.begin():
+            self.expect_destinations(wanted)
             known = self.fetch_one(AGREEMENT)
             self._put_agreement(said)
         return Agreement.read(known.value) if known is not None else None

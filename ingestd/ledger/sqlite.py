@@ -89,6 +89,9 @@ class Sqlite:
     def others(self, connection: Connection, writer: Writer, spool_id: int) -> Sequence[int]:  # noqa: ARG002 - as `take`
         return ()
 
+    def agreed(self, connection: Connection) -> str | None:  # noqa: ARG002 - as `take`
+        return None
+
     def trust(self, connection: Connection, writer: Writer) -> None:
         """Do nothing: a file loses no commit."""
 

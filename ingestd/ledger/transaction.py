@@ -83,6 +83,7 @@ from ingestd.lifecycle import (
 )
 
 from . import dialect
+from .agreement import Agreement
 from .counters import Counters
 from .held_studies import HeldStudies
 from .row import (
@@ -270,6 +271,11 @@ class Transaction:
     def others(self) -> Sequence[int]:
         """Number those at work on our spool beside us who were not ended."""
         return self._session.database.others(self.connection, self._session.writer, self.spool_id)
+
+    def is_agreed(self, said: Mapping[str, str]) -> bool:
+        """Whether all who share the ledger agreed upon this, or upon nothing; until the end they agree on no other."""
+        kept = self._session.database.agreed(self.connection)
+        return kept is None or not Agreement.read(kept).differing(said)
 
     def living(self) -> Sequence[Worker]:
         """List who works or stands by; whoever was silent for its lease is ended: it would go on by what it knew."""

@@ -16,6 +16,7 @@ import pytest
 from ingestd.config import Inbox
 from ingestd.emulator import Emulator
 from tests.builders import fresh_uid
+from tests.emulating import stores
 from tests.fleet.gateways import GRACE, LEASE, Gateways, gateways, stopped
 from tests.running import QUICK_INBOX, Daemon, Site, TookTooLongError, descendants, wait_until
 from tests.torture.failing import Fault, Injector
@@ -257,6 +258,38 @@ def test_folder_that_is_configured_no_more_is_of_whoever_has_it_until_that_one_r
 
             assert two.states() == {"CONFIRMED": 1}
         wait_until(lambda: two.claims()[two.worker_of(b)] == set(), what="that it gives the folder up")
+
+
+@pytest.mark.slow
+def test_file_that_is_read_while_its_destination_goes_is_taken_in_by_what_holds_then(
+    tmp_path: Path, server: Emulator, database: str
+):
+    """It was taken in for that destination, by the former rules: then no daemon could start, and all ended."""
+    with Emulator(fsync=False) as research, gateways(tmp_path, server, database, more_drops=1) as two:
+        servers = {"archive": {"url": server.url, "auth": "none"}, "research": {"url": research.url, "auth": "none"}}
+        names = zip(("ward", "lab"), two.drops, strict=True)
+        inboxes = [{"name": name, "path": str(drop), **QUICK_INBOX} for name, drop in names]
+        rules = [{"when": {"inbox": "lab"}, "to": ["research"]}, {"when": {}, "to": ["archive"]}]
+        a = two.start("a", inboxes=inboxes, destinations=servers, rules=rules)
+        server.faults.add("bandwidth", method="POST", bytes=300_000, count=1)
+        two.feed(rows=1000)
+        two.wait_for(SENDING=1)
+        readers = [each for each in descendants(a.pid) if each != a.pid]
+        for reader in readers:
+            os.kill(reader, signal.SIGSTOP)
+        two.feed(drop=two.drops[1])
+        wait_until(lambda: two.sql("SELECT count(*) FROM candidate") == [(1,)], what="a file in hand")
+
+        site = two.site("a", inboxes=inboxes, destinations={"archive": servers["archive"]})
+        assert site.command("config", "adopt").returncode == 0
+        wait_until(lambda: '"config.reread"' in a.tail(), what="that it is read")
+        for reader in readers:
+            os.kill(reader, signal.SIGCONT)
+
+        two.wait_confirmed()
+        assert a.is_running()
+        assert stores(research.requests) == []
+        assert set(two.posted().values()) == {1}
 
 
 def adopted_by_one(four: Gateways) -> tuple[Daemon, Daemon, Site]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,27 @@ def test_study_that_another_changes_just_now_is_waited_for_where_nothing_else_is
             ends.join()
     assert rounds < 15, "it waited"
     turn(daemon, lambda: not queries.has_looks(daemon.ledger.at("default")))
+
+
+def test_nothing_is_taken_in_by_a_configuration_that_holds_no_more(
+    tmp_path: Path, daemon: Daemon, config: Config, database: str
+):
+    """What comes for a destination that goes would be sent by nobody, and no configuration without it could start."""
+    with Ledger.open(database) as person:
+        former = person.agree({"rules": "others"}, config.addresses)
+        assert former is not None
+        drop(tmp_path, STUDIES[0])
+        turn(daemon, lambda: daemon.stages.admission.is_held)
+        rounds = turn(daemon, partial(passed, time.monotonic() + 1))
+        assert rounds < 15, "it waited"
+        assert counts(daemon) == {}
+
+        person.agree(former.said, config.addresses)
+    turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 1})
+
+
+def passed(at: float) -> bool:
+    return time.monotonic() >= at
 
 
 def test_ledger_that_takes_nothing_of_files_ends_the_daemon_though_it_takes_all_else(

@@ -216,7 +216,7 @@ def test_where_machines_say_otherwise_nobody_takes_over_until_one_of_them_is_ado
                 "its configuration differs in rules",
             )
         with Ledger.open(database, create=False) as person:
-            assert person.agree(SAID | {"rules": "c"}).said == SAID
+            assert person.agree(SAID | {"rules": "c"}, {}).said == SAID
         assert other.look(boottime()) is None
     with pytest.raises(LedgerDiffers, match="differs in rules"):
         opened(database, folder, agreement=SAID)
