@@ -37,9 +37,10 @@ class Daemon:
         tell: Callable[[str], object] | None = None,
         routing: Routing | None = None,
         writer: Writer | None = None,
+        is_single: bool = False,
     ) -> None:
         """Open spool and ledger and start the workers; ``policies`` stand in for the configured inboxes,
-        ``routing`` for the rules, ``writer`` has stood by for the spool.
+        ``routing`` for the rules, ``writer`` has stood by for the spool; ``is_single`` of ``run --once`` and ``send``.
 
         With ``before``, whose place it is to take, it has that one's spool and ledger; ``start`` only once that one
         was stopped. ``tell`` hears how bringing an older ledger up to date goes on. Raises SpoolInUse, SpoolError,
@@ -72,7 +73,7 @@ class Daemon:
             is_whole=not self.ledger.is_shared,
         )
         self.gates = Gates()
-        self.progress = RunProgress()
+        self.progress = RunProgress(is_single=is_single)
         self.stages = build.Stages(
             config,
             policies=policies,

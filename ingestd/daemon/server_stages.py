@@ -159,7 +159,7 @@ class ServerStages:
             most_attempts=self._config.retry.max_attempts,
             alarms=self.alarms,
             claims=self._shared.gates.claims,
-            window=self._destination.hours,
+            window=None if self._shared.progress.is_single else self._destination.hours,
             most_bytes=most_bytes_of(self._destination),
             progress=self._shared.progress,
             gives_way=self._gives_way,

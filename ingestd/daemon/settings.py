@@ -74,12 +74,6 @@ def client_of(destination: Destination) -> DicomWebClient:
     )
 
 
-def at_any_time(config: Config) -> Config:
-    """Give the configuration without the windows of its destinations."""
-    free = {name: each.model_copy(update={"window": None}) for name, each in config.destinations.items()}
-    return config.model_copy(update={"destinations": free})
-
-
 # A post to a destination that is held to a rate takes so long on a line of its own at most: what goes at once, and
 # whoever stops the daemon, waits for its end.
 _POST_SECONDS = 15

@@ -14,7 +14,7 @@ from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.sending import not_taken_in, send_known
 from ingestd.daemon.server_rollback import ServerRollback
-from ingestd.daemon.settings import at_any_time, routing_to
+from ingestd.daemon.settings import routing_to
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.inbox import InboxPolicy
 from ingestd.ledger import Alarm, queries
@@ -104,7 +104,7 @@ def run_once(
     signals = Signals(wake)
     with signals.caught():
         routing = routing_to(to) if to else None
-        daemon = Daemon(at_any_time(config), policies=policies, wake=wake, routing=routing)
+        daemon = Daemon(config, policies=policies, wake=wake, routing=routing, is_single=True)
         try:
             before = queries.last_event_id(daemon.ledger)
             if to:

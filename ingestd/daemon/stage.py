@@ -138,6 +138,7 @@ class Gate:
 class RunProgress:
     """How far a single run has come (`run --once`, `send`); a daemon that goes on never sets these."""
 
+    is_single: bool = False  # a person asks for it now: no window holds it
     flushes: bool = False  # everything was taken in: no study waits for more of its kind, and somebody for the proof
 
 

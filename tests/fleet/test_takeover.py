@@ -9,6 +9,7 @@ import time
 import pytest
 
 from tests.builders import fresh_uid
+from tests.daemon.test_window import OPEN, window
 from tests.fleet.gateways import GRACE, LEASE, Gateways
 from tests.running import wait_until
 
@@ -123,6 +124,19 @@ def test_reload_that_would_differ_from_the_others_is_refused_by_the_names_of_its
     wait_until(lambda: '"event": "config.refused"' in a.tail(), what="the refusal")
     (line,) = (json.loads(each) for each in a.tail().splitlines() if "config.refused" in each)
     assert (line["error"], line["notes"]) == ("LedgerDiffers", ["reconcile"])
+
+
+def test_single_run_which_waits_for_no_window_has_the_configuration_of_the_others(both: Gateways):
+    """Its own was without the windows: it was refused beside that of the others, or they were by its word."""
+    now = window(**OPEN)
+    both.feed()
+    first = both.site("a", destination=now).run_once()
+    a = both.start("a", destination=now)
+    both.feed()
+    both.wait_confirmed()
+    assert a.terminate() == 0
+    again = both.site("b", destination=now).run_once()
+    assert [first.returncode, again.returncode] == [0, 0], first.stderr + again.stderr
 
 
 def test_what_one_had_is_had_by_exactly_one_of_those_that_are_left(both: Gateways):
