@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import psycopg
 import pytest
 
 from ingestd.config import Config
-from ingestd.daemon import Daemon, outage
+from ingestd.daemon import Daemon, outage, run_once
 from ingestd.daemon.daemon import spool_of
 from ingestd.emulator import Emulator
-from ingestd.ledger import Ledger, LedgerError, Transaction, Writer, moves, queries, study_locks
+from ingestd.ledger import Ledger, LedgerDiffers, LedgerError, Transaction, Writer, moves, queries, study_locks
 from ingestd.lifecycle import State
 from tests.builders import fresh_uid, instance_bytes
 from tests.daemon.test_promise import configure, turn
@@ -163,6 +164,17 @@ def test_nothing_is_taken_in_by_a_configuration_that_holds_no_more(
 
         person.agree(former.said, config.addresses)
     turn(daemon, lambda: counts(daemon) == {State.CONFIRMED: 1})
+
+
+def test_single_run_ends_where_another_configuration_comes_to_hold(tmp_path: Path, config: Config, database: str):
+    drop(tmp_path, STUDIES[0])
+
+    def adopt(_: Daemon) -> None:
+        with Ledger.open(database) as person:
+            person.agree({"rules": "others"}, config.addresses)
+
+    with pytest.raises(LedgerDiffers, match="differs in"):
+        run_once(config, timeout=timedelta(seconds=20), watch=adopt)
 
 
 def passed(at: float) -> bool:
