@@ -212,11 +212,19 @@ class Admission(Stage):
                 found.add(inspection.study_uid)
         return found
 
+    @property
+    def _makes_rows(self) -> bool:
+        """Whether any of the files may become a row now; that one is to be moved first takes no transaction."""
+        steps = (self._steps[key] for key, _ in self._answers)
+        return any(
+            not isinstance(step, Reading) or step.seen.candidate.in_place or step.seen.origin.has_row for step in steps
+        )
+
     def write(self, tx: Transaction, now: Now) -> None:
         """Make the next step of every file that was seen or has its answer, and write what goes with it."""
         if not (self._new or self._answers):
             return
-        self.is_held = self._agreement is not None and not tx.is_agreed(self._agreement)
+        self.is_held = self._makes_rows and self._agreement is not None and not tx.is_agreed(self._agreement)
         if self.is_held:
             return  # by the other one it may go elsewhere: no destination that is there no more is to get files
         following = NextSteps(

@@ -76,7 +76,7 @@ class Rooms:
             assignment=Assignment([policy.name], reach={}, is_whole=True),
             on_copied=lambda: None,
             sha256=True,
-            agreement=None,
+            agreement={},
             is_lost=lambda place: not Path(place).exists(),
         )
         self.inboxes.open()
