@@ -272,6 +272,7 @@ def ledger_for_moves(config: Config) -> Iterator[Ledger]:
     elif not os.access(file.parent, os.X_OK) and _exists(file.parent):
         raise Stop(ExitCode.NO_PERMISSION, f"no permission to read the ledger {file}; {become(file.parent)}")
     with Ledger.open(config.ledger, create=False, key=config.spool.search_key) as ledger:
+        ledger.serve(config.addresses)
         yield ledger
 
 

@@ -36,8 +36,8 @@ def adopt(*, config: Path | None, as_json: bool) -> int:
         said = agreement_of(settings)
         former = ledger.agree(said, settings.addresses)
     before = former.said if former is not None else {}
-    keys = former.differing(said) if former is not None else sorted(said)
     gone = sorted(before.keys() - said.keys())
+    keys = sorted({*former.differing(said), *gone}) if former is not None else sorted(said)
     if as_json:
         print_json({"changed": keys, "gone": gone})
         return 0

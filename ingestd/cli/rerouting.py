@@ -148,13 +148,18 @@ def _take(plan: RoutingPlan, ledger: Ledger, page: Sequence[RoutableFile], wante
             part.let_go += goes_nowhere
 
 
-def carry_out(ledger: Ledger, plan: RoutingPlan) -> tuple[int, Sums]:
-    """Have the files go where the plan says, as far as they still are as they were; say of how many what changed."""
+def carry_out(ledger: Ledger, plan: RoutingPlan, agreement: Mapping[str, str]) -> tuple[int, Sums]:
+    """Have the files go where the plan says, as far as they still are as they were; say of how many what changed.
+
+    Raises LedgerDiffers where all have agreed upon another configuration than ``agreement``: no daemon might serve
+    where they would go.
+    """
     files, sums = 0, Sums()
     for part in plan.parts.values():
         for start in range(0, len(part.files), _AT_ONCE):
             some = list(part.files[start : start + _AT_ONCE])
             with ledger.transaction() as tx:
+                tx.expect_agreed(agreement)
                 done = moves.route_again(tx, some, part.route, now=datetime.now(UTC))
             files += len(done)
             for change in done:

@@ -53,9 +53,13 @@ def command(*, config: Path | None, as_json: bool, again: bool, study: str | Non
     file is sent to a destination that is new to it, and what was not tried yet at one that it is not to go to is let
     go. What was tried is left to be proven.
     """
+    from ingestd.config import agreement_of
+
     assert again, "click asks for it"
     settings = tell_config(load_config(config))
+    said = agreement_of(settings)
     with ledger_for_moves(settings) as ledger:
+        ledger.expect_agreement(said)
         _know_all(settings, ledger)
         from .rerouting import Sums, carry_out, plan_of
 
@@ -67,7 +71,7 @@ def command(*, config: Path | None, as_json: bool, again: bool, study: str | Non
                 click.echo(line, err=as_json)
         if acts and not yes:
             expect_yes("do it?")
-        files, sums = carry_out(ledger, plan) if acts else (0, Sums())
+        files, sums = carry_out(ledger, plan, said) if acts else (0, Sums())
         then = list(_then(settings, ledger)) if sums.gains else []
     left = {why: list(getattr(plan, why)) for why in _LEFT}
     if as_json:

@@ -68,7 +68,7 @@ class Admission(Stage):
         ledger: Ledger,
         routing: Routing,
         sha256: bool,
-        agreement: Mapping[str, str] | None,
+        agreement: Mapping[str, str],
         gate: Gate,
         assignment: Assignment,
         on_copied: Callable[[], object],
@@ -76,7 +76,7 @@ class Admission(Stage):
     ) -> None:
         """While ``gate`` is shut nothing is taken from the folders, and ever only from our own. ``on_copied``: a copied
         source is to be removed. With ``sha256`` that of each whole file is taken. Where all have agreed upon another
-        configuration than ``agreement`` (None: whatever they did), the files in hand wait.
+        configuration than ``agreement``, the files in hand wait.
 
         ``is_lost`` says whether there is no file at a place any more, for certain.
         """
@@ -224,7 +224,7 @@ class Admission(Stage):
         """Make the next step of every file that was seen or has its answer, and write what goes with it."""
         if not (self._new or self._answers):
             return
-        self.is_held = self._makes_rows and self._agreement is not None and not tx.is_agreed(self._agreement)
+        self.is_held = self._makes_rows and not tx.is_agreed(self._agreement)
         if self.is_held:
             return  # by the other one it may go elsewhere: no destination that is there no more is to get files
         following = NextSteps(

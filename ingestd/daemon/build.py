@@ -285,7 +285,7 @@ class Stages:
             ledger=self._ledger,
             routing=self._routing,
             sha256=self._config.reader.sha256,
-            agreement=None if self._config.spool.is_for_send else agreement_of(self._config),
+            agreement=agreement_of(self._config),
             gate=self._gates.intake,
             assignment=self._assignment,
             on_copied=self.source_removal.hurry,

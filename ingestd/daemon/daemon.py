@@ -227,7 +227,7 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
             tell=tell,
             key=config.spool.search_key,
             writer=writer or Writer(spool.host, lease=config.lease),
-            agreement=None if config.spool.is_for_send else agreement_of(config),
+            agreement=agreement_of(config),
         )
     except BaseException:
         spool.unlock()

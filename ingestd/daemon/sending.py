@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
@@ -68,8 +68,17 @@ def not_taken_in(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequenc
     return tuple(path for path in wanted if not _is_any_known(ledger, policies, path))
 
 
-def send_known(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequence[Path], to: Sequence[str]) -> None:
-    """Have what was sent from these paths before, and lies there as it did, go to these destinations as well."""
+def send_known(
+    ledger: Ledger,
+    policies: Sequence[InboxPolicy],
+    paths: Sequence[Path],
+    to: Sequence[str],
+    agreement: Mapping[str, str],
+) -> None:
+    """Have what was sent from these paths before, and lies there as it did, go to these destinations as well.
+
+    Raises LedgerDiffers where all have agreed upon another configuration than ``agreement``.
+    """
     chosen = settings.route_to(to)
     for path in dict.fromkeys(os.path.abspath(path) for path in paths):  # noqa: PTH100 - a link stays as it was given
         policy = _policy_of(policies, path)
@@ -77,6 +86,7 @@ def send_known(ledger: Ledger, policies: Sequence[InboxPolicy], paths: Sequence[
         while known := list(_known(ledger, policy, islice(files, _ASKED_AT_ONCE))):
             read = [row.file_id for row in known if row is not None and row.digests is not None]
             with ledger.transaction() as tx:
+                tx.expect_agreed(agreement)
                 moves.route_again(tx, read, chosen, also=True, now=ledger.clock.utc())
 
 

@@ -108,7 +108,7 @@ def run_once(
         try:
             before = queries.last_event_id(daemon.ledger)
             if to:
-                send_known(daemon.ledger, policies or (), named, to)
+                send_known(daemon.ledger, policies or (), named, to, agreement_of(config))
             daemon.start()
             run = _SingleRun(daemon, signals, watch)
             deadline = read_clocks().mono + timeout.total_seconds()

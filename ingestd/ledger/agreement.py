@@ -18,6 +18,7 @@ from .errors import LedgerDiffers
 from .schema import meta
 
 AGREED = "agreed"  # its key in ``meta``
+_NAMED = "destinations"
 AGREEMENT = select(meta.c.value).where(meta.c.key == AGREED)
 
 
@@ -45,9 +46,16 @@ class Agreement:
         """As ``read`` takes it."""
         return json.dumps({"said": dict(self.said), "machine": self.machine, "at": Instant.keep(self.at)})
 
+    @property
+    def destinations(self) -> frozenset[str]:
+        """The names of those that files are to go to."""
+        return frozenset(name for section, _, name in (key.partition(".") for key in self.said) if section == _NAMED)
+
     def differing(self, said: Mapping[str, str]) -> list[str]:
-        """Say which keys of the configuration say otherwise, or are on one side alone."""
-        return sorted(key for key in self.said.keys() | said.keys() if self.said.get(key) != said.get(key))
+        """Say which keys, of the sections that are said, say otherwise, or are on one side alone."""
+        sections = {_section_of(key) for key in said}
+        keys = said.keys() | {key for key in self.said if _section_of(key) in sections}
+        return sorted(key for key in keys if self.said.get(key) != said.get(key))
 
     def expect(self, said: Mapping[str, str], *, ledger: str) -> None:
         """Raise LedgerDiffers where this says otherwise; ``ledger``: its name."""
@@ -59,3 +67,7 @@ class Agreement:
                 f" differs in {', '.join(keys)}",
                 keys,
             )
+
+
+def _section_of(key: str) -> str:
+    return key.partition(".")[0]

@@ -63,6 +63,15 @@ def _with_file(row: Row | FileRow, what: str) -> None:
         raise RefusedMove(row.id, f"row {row.id} cannot be {what}: its file was removed on {row.removing_at:%Y-%m-%d}")
 
 
+def _with_destination(tx: Transaction, row: Row, what: str) -> None:
+    """Refuse what nobody would send; while it waited, no ingestd would start with the configuration as it is."""
+    name = next(name for name, number in tx.destinations.items() if number == row.destination_id)
+    if name not in tx.named:
+        raise RefusedMove(
+            row.id, f"row {row.id} cannot be {what}: the configuration does not name its destination {name} any more"
+        )
+
+
 def _with_free_identity(tx: Transaction, row: Row, what: str) -> None:
     holder = tx.holder_of(row)
     if holder is not None and holder.id != row.id:
@@ -95,6 +104,7 @@ def _retry(tx: Transaction, row: Row | FileRow, now: datetime) -> State:
         _with_file(row, "retried")
         _ask_daemon(tx, row, OperatorRequest.RETRY, now)
         return row.state
+    _with_destination(tx, row, "retried")
     if row.removing_at is not None and row.state not in HOLDING and (same := _kept_duplicates(tx, row)):
         _with_free_identity(tx, row, "retried")
         _send_soon(tx, row, now)
@@ -179,8 +189,11 @@ def _chosen(tx: Transaction, choice: Choice, limit: int) -> Iterator[Row | FileR
         return
     of_study = [] if study_id is None else [file.c.study_id == study_id]
     where = [*of_study, *_reason_and_age(delivery, choice)]
+    at = dialect.unindexed(delivery.c.destination_id)
     if choice.destination is not None:
-        where.append(dialect.unindexed(delivery.c.destination_id) == choice.destination)
+        where.append(at == choice.destination)
+    elif left_out := [number for name, number in tx.destinations.items() if name not in tx.named]:
+        where.append(at.not_in(left_out))  # refused, they would be chosen again and again, before all others
     # A study's files are few, and found by it.
     state = dialect.unindexed(delivery.c.state) if of_study else delivery.c.state
     for listed, among in (
@@ -255,6 +268,7 @@ def replace(tx: Transaction, number: int, *, now: datetime) -> int:
     if isinstance(row, FileRow) or row.state is not State.CONFLICT:
         raise RefusedMove(number, f"row {number} is {row.state}; only a CONFLICT can replace another row")
     _with_file(row, "sent in place of another row")
+    _with_destination(tx, row, "sent in place of another row")
     _with_server_that_replaces(tx, row)
     holder = tx.holder_of(row)
     if holder is not None:

@@ -58,6 +58,12 @@ class Registry(Session):
         self.served = tuple(self.destinations if wanted is None else wanted)
         self.destination_id = next((row.id for row in found if row.name in self.served), 0)
 
+    def serve(self, wanted: Mapping[str, str]) -> None:
+        """Have files go to these destinations, URLs by name, and to no others that are known, by a person's word."""
+        urls = {url.rstrip("/") for url in wanted.values()}
+        known = self.fetch_cached(_DESTINATIONS)
+        self.served = tuple(row.name for row in known if row.name in wanted or row.url in urls)
+
     def _refuse_other(self, name: str, known: str, url: str) -> None:
         if known not in ("", url.rstrip("/")):
             raise OtherDestination(
@@ -169,13 +175,16 @@ class Registry(Session):
             )
 
     def expect_agreement(self, said: Mapping[str, str]) -> None:
-        """Raise LedgerDiffers where a shared ledger was told otherwise; nobody told it anything yet: this holds."""
+        """Raise LedgerDiffers where a shared ledger was told otherwise; nobody told it anything yet: this holds.
+
+        But for what ``send`` says, which is no whole.
+        """
         if not self.database.is_shared:
             return
         known = self.fetch_one(AGREEMENT)
         if known is not None:
             Agreement.read(known.value).expect(said, ledger=self.name)
-        elif self._writes:
+        elif self._writes and (self.spool is None or self.spool.name != SEND_FOLDER):
             self._put_agreement(said)
 
     def agreement(self) -> Agreement | None:
