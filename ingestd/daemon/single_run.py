@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from math import inf
 from pathlib import Path
 
+import structlog
+
 from ingestd.clocks import read_clocks
 from ingestd.config import Config, agreement_of
-from ingestd.daemon.daemon import Daemon
+from ingestd.daemon.daemon import Daemon, spool_of
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.sending import not_taken_in, send_known
 from ingestd.daemon.server_rollback import ServerRollback
 from ingestd.daemon.settings import routing_to
 from ingestd.daemon.signals import Asked, Signals, set_up_interpreter
 from ingestd.inbox import InboxPolicy
-from ingestd.ledger import Alarm, queries
+from ingestd.ledger import Alarm, LedgerHeld, Writer, queries
 
 # At its end a single run looks at the server no longer than this, for the files that may go.
 _LET_GO_SECONDS = 5.0
@@ -104,7 +107,11 @@ def run_once(
     signals = Signals(wake)
     with signals.caught():
         routing = routing_to(to) if to else None
-        daemon = Daemon(config, policies=policies, wake=wake, routing=routing, is_single=True)
+        begun = partial(Daemon, config, policies=policies, wake=wake, routing=routing, is_single=True)
+        try:
+            daemon = begun()
+        except LedgerHeld as held:
+            daemon = begun(writer=_after(held, config, wake, signals, at_most=timeout))
         try:
             before = queries.last_event_id(daemon.ledger)
             if to:
@@ -132,6 +139,21 @@ def run_once(
         not_taken_in=nothing_of,
         alarms=alarms,
     )
+
+
+def _after(held: LedgerHeld, config: Config, wake: Wake, signals: Signals, *, at_most: timedelta) -> Writer:
+    """Wait for as long as whoever is in the way has to be seen silent; raises ``held`` where one of them lives."""
+    lease = max((each.lease for each in held.silent), default=at_most)
+    if lease >= at_most:
+        raise held
+    for each in held.silent:
+        structlog.get_logger().warning("daemon.stands_by", worker=each.id)
+    ends_at = read_clocks().mono + lease.total_seconds()
+    while (left := ends_at - read_clocks().mono) > 0:
+        if signals.asked is Asked.STOP:
+            raise held
+        wake.wait(left)
+    return Writer(spool_of(config).host, lease=config.lease, ends=held.silent)
 
 
 def _let_go(daemon: Daemon, deadline: float) -> None:

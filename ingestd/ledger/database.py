@@ -38,7 +38,7 @@ class Writer:
     worker: int = 0
     lease: timedelta = timedelta(seconds=60)  # the silence after which another may end it
     shares: bool = False  # with others who do: each has claims of its own; else it has the spool for itself
-    ends: Beat | None = None  # whom it saw silent for that one's lease, and may end
+    ends: tuple[Beat, ...] = ()  # whom it saw silent, each for that one's lease, and may end
     after_silence: bool = False  # whether it took over from one that may act still
     lost_record: bool = False  # whether commits may have been lost since this host wrote last
 

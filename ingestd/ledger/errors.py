@@ -14,10 +14,14 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from ingestd.fs.mounts import is_read_only
 from ingestd.fs.places import may_open
+
+if TYPE_CHECKING:
+    from .workers import Beat
 
 
 class LedgerError(Exception):
@@ -51,10 +55,12 @@ class LedgerBusy(LedgerError):
 class LedgerHeld(LedgerBusy):
     """Another worker holds the spool, on this machine or another."""
 
-    def __init__(self, machine: str, process: int) -> None:
+    def __init__(self, machine: str, process: int, *, silent: Sequence[Beat] = ()) -> None:
+        """``silent`` are all who are in the way, where none of them seems to live."""
         super().__init__(f"another ingestd works on this spool: process {process} on {machine}")
         self.machine = machine
         self.process = process
+        self.silent = tuple(silent)
 
 
 class LedgerAway(LedgerBusy):

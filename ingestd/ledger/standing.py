@@ -99,7 +99,9 @@ class StandingBy:
     def writer(self) -> Writer:
         """Say as whom the ledger is to be opened, which ends whoever was silent; the row is that one's from now on."""
         self._is_handed_over = True
-        return Writer(self._host, self._worker, self._lease, shares=True, ends=self._seen)
+        return Writer(
+            self._host, self._worker, self._lease, shares=True, ends=() if self._seen is None else (self._seen,)
+        )
 
     def __enter__(self) -> Self:
         return self

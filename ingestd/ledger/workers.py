@@ -60,6 +60,9 @@ COUNT = "UPDATE worker SET writes = writes + 1, wrote_at = clock_timestamp() WHE
 FENCE = f"{COUNT} RETURNING writes, wrote_at"
 AT_WORK = "worker.spool_id = %s AND holds = 1 AND ended_at IS NULL"
 _BEATS_AT_WORK = f"SELECT id, machine, process, writes, lease_us, alone FROM worker WHERE {AT_WORK} ORDER BY id"  # noqa: S608
+# By the database's clock, which may have been set, or stood still with the server: no proof that one does not work.
+_SEEM_SILENT = f"""SELECT id FROM worker WHERE {AT_WORK}
+    AND wrote_at < clock_timestamp() - lease_us * interval '1 microsecond'"""  # noqa: S608 - as above
 _NEW = (
     "INSERT INTO worker (id, spool_id, machine, process, began_at, lease_us, holds, alone, bars)"
     " VALUES (nextval('worker_number'), %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id"
@@ -167,18 +170,17 @@ def trusted_until(began: float, lease: timedelta) -> float:
 def take(connection: Connection, writer: Writer, spool_id: int) -> Writer:
     """Be at work on a spool from now on, within a transaction that holds the lock of all writers.
 
-    Raises LedgerHeld where another is with whom it cannot be shared, and which may not be ended: it is not the silent
+    Raises LedgerHeld where another is with whom it cannot be shared, and which may not be ended: it is not a silent
     one that ``writer`` saw, nor a process of this boot that is gone.
     """
     connection.exec_driver_sql(_FORGET, (Instant.keep(utc_now() - _REMEMBERED),))
-    after_silence = False
-    for other in at_work(connection, spool_id):
-        if writer.shares and not other.alone:
-            continue
-        has_gone = other.is_gone
-        if not (has_gone or other == writer.ends) or not end_silent(connection, other):
-            raise LedgerHeld(other.machine, other.pid)
-        after_silence = after_silence or not has_gone
+    others = [each for each in at_work(connection, spool_id) if each.alone or not writer.shares]
+    for other in others:
+        if not (other.is_gone or other in writer.ends) or not end_silent(connection, other):
+            seem_silent = set(connection.exec_driver_sql(_SEEM_SILENT, (spool_id,)).scalars())
+            is_silent = all(each.is_gone or each.id in seem_silent for each in others)
+            raise LedgerHeld(other.machine, other.pid, silent=others if is_silent else ())
+    after_silence = not all(each.is_gone for each in others)
     if writer.worker:
         became = "UPDATE worker SET holds = 1, alone = %s, bars = '' WHERE id = %s AND ended_at IS NULL"
         if connection.exec_driver_sql(became, (int(not writer.shares), writer.worker)).rowcount:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -159,3 +160,28 @@ def test_what_one_had_is_had_by_exactly_one_of_those_that_are_left(both: Gateway
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.wait() == 0
     assert both.sql("SELECT id FROM worker WHERE id > 0 AND ended_at IS NULL") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("run", "--once"), ("send",)], ids=" ".join)
+def test_single_run_ends_one_that_was_cut_off_on_another_machine(
+    both: Gateways, tmp_path: Path, command: tuple[str, ...]
+):
+    """It was refused for ever: where nobody stands by for its spool, nobody ended that one."""
+    (tmp_path / "disc").mkdir()
+    both.feed(drop=tmp_path / "disc")
+    words = [*command, str(tmp_path / "disc")] if command == ("send",) else command
+    site = both.site("a")
+    assert site.command(*words).returncode == 0
+    both.put_elsewhere()
+    both.sql("UPDATE worker SET ended_at = NULL, wrote_at = clock_timestamp() WHERE id > 0")
+
+    at_once = site.command(*words)
+    assert (at_once.returncode, "another ingestd works on this spool" in at_once.stderr) == (75, True)
+
+    silent = "SELECT clock_timestamp() - wrote_at > %s * interval '1 second' FROM worker WHERE id = 1"
+    wait_until(lambda: both.sql(silent, LEASE) == [(True,)], what="that it seems to be silent")
+    began_at = time.monotonic()
+    assert site.command(*words).returncode == 0
+    assert time.monotonic() - began_at > LEASE
+    assert both.sql("SELECT why_ended FROM worker WHERE id = 1") == [("silent",)]
