@@ -228,12 +228,12 @@ class _Auditor:
         """Have the outcomes carried out whose rows are still as they were judged."""
         if judged:
             with self._ledger.transaction() as tx:
-                # A person may have said meanwhile that the server is elsewhere: this one is not asked any more.
-                self._whole.expect_destinations(self._config.addresses)
                 rows = {
-                    row.delivery_id: row
-                    for row in queries.unproven_rows(self._ledger, [row.delivery_id for row, _ in judged])
+                    row.delivery_id: row for row in queries.unproven_rows(tx, [row.delivery_id for row, _ in judged])
                 }
+                # Begun by then. A person may have said meanwhile that the server is elsewhere: this one is not asked
+                # any more.
+                self._whole.expect_destinations(self._config.addresses)
                 # Whether it is to be compared is this audit's own, and nothing of the row's.
                 outcomes = [
                     outcome for row, outcome in judged if replace(row, sampled=False) == rows.get(row.delivery_id)
