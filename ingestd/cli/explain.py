@@ -66,10 +66,11 @@ def command(*, config: Path | None, as_json: bool, what: str) -> int:
         told = queries.of_files(ledger, file_ids[:MOST_STORIES])
         stories = [story for entry in told if (story := queries.story(ledger, entry.delivery_id))]
         servers = queries.destinations(ledger)
-        unanswered = [alarm for alarm in queries.alarms(ledger) if alarm.kind in _UNANSWERED]
         senders = {attempt.worker for story in stories for attempt in story.attempts} - {0}
         machines = ledger.machines(senders) if senders else None
         work = at_work(settings, ledger)
+        standing = queries.alarms(ledger, but_of=work.stopped_send)
+        unanswered = [alarm for alarm in standing if alarm.kind in _UNANSWERED]
     if not stories:
         raise Stop(ExitCode.CONFIGURATION, why_unknown(settings, what, work))
     files = [[story for story in stories if story.entry.file_id == each] for each in file_ids[:MOST_STORIES]]

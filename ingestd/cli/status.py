@@ -236,6 +236,9 @@ def _read(config: Config, ledger: Ledger, wanted: StatusFilter) -> Picture:
     host = host_of(config.spool.path)
     rows = queries.unfinished(ledger, host=host) if host and work.daemon is None else 0
     waiting_for_send = queries.unfinished(ledger, host=work.stopped_send) if work.stopped_send else 0
+    if work.stopped_send and not waiting_for_send:
+        # What the last one met with keeps nothing any more; it may have been killed, or its medium be gone for good.
+        whole = replace(whole, alarms=queries.alarms(ledger, but_of=work.stopped_send))
     return Picture(
         config=config,
         at=at,

@@ -163,14 +163,15 @@ def _oldest_needs_person_at(ledger: Queryable, states: Iterable[State], *, at: i
     return min((row.changed_at for row in oldest if row is not None), default=None)
 
 
-def alarms(ledger: Queryable) -> tuple[Alarm, ...]:
-    """Say what keeps files from being confirmed or removed, of all hosts, the oldest first.
+def alarms(ledger: Queryable, *, but_of: str = "") -> tuple[Alarm, ...]:
+    """Say what keeps files from being confirmed or removed, of all hosts but one, the oldest first.
 
     What several workers of a spool have met with is one.
     """
     names = {number: name for name, number in ledger.destinations.items()}
     first: dict[tuple[Any, ...], Any] = {}
-    for row in sorted(ledger.fetch_all(select(alarm)), key=lambda row: (row.since, row.kind, row.about)):
+    asked = select(alarm).join(spool, spool.c.id == alarm.c.spool_id).where(spool.c.host != but_of)
+    for row in sorted(ledger.fetch_all(asked), key=lambda row: (row.since, row.kind, row.about)):
         first.setdefault((row.spool_id, row.destination_id, row.kind, row.about), row)
     return tuple(
         Alarm(
