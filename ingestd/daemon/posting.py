@@ -141,6 +141,8 @@ class Posting(Stage):
         self._sender.share(self._assignment.workers)
         self._room = self._room_beside_others(self._ledger) + len(self._results)
         self._heed_others(now)
+        if self._is_untold(now):
+            self._paused = self.destination.pause
         if self._probe_due or self.destination.may_probe(now.mono) or self._is_looked_for(now):
             self._probe_due = False
             self.destination.probing = True
@@ -155,6 +157,13 @@ class Posting(Stage):
             return False
         written = queries.destination(self._ledger)
         return written is not None and written.paused_until is not None and written.paused_until <= now.utc
+
+    def _is_untold(self, now: Now) -> bool:
+        """Whether our pause, which ended for all as another worker was answered, is the destination's: none is now."""
+        if self._reach.name in self._assignment.reached_elsewhere or not self.destination.wait_left(now.mono):
+            return False
+        written = queries.destination(self._ledger)
+        return written is not None and written.paused_since is None
 
     def _is_looked_for(self, now: Now) -> bool:
         """Whether somebody does not reach the server, so that who does has to know it."""

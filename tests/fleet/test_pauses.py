@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tests.fleet.gateways import Gateways
+from typing import Any
+
+import pytest
+
+from tests.fleet.gateways import Gateways, stopped
 from tests.running import wait_until
 
 _PAUSED = "SELECT pause_cause, paused_since FROM destination WHERE paused_since IS NOT NULL"
@@ -21,3 +25,31 @@ def test_pause_of_another_ends_where_we_send(both: Gateways):
     both.wait_confirmed()
 
     wait_until(lambda: not both.sql(_PAUSED), what="the end of the pause", within_seconds=15)
+
+
+@pytest.mark.slow
+def test_pause_that_another_ended_for_all_is_told_again_once_that_one_is_gone(both: Gateways):
+    """Nothing told why the file waited, and `retry --now` ended no pause that was not told."""
+    patient: dict[str, Any] = {"retry": {"base": "10m", "cap": "10m"}, "lease": "20s"}
+    a, b = both.start("a", **patient), both.start("b", **patient)
+    site = both.site("a", **patient)
+    both.server.faults.add("error_before_store", status=401)
+
+    def are_paused() -> bool:
+        both.feed()
+        return all('"destination.paused"' in each.tail(200) for each in (a, b))
+
+    wait_until(are_paused, what="both pauses", every=0.5)
+    both.server.faults.clear()
+    with stopped(b):
+        assert site.command("retry", "--now").returncode == 0
+        wait_until(lambda: '"destination.resumed"' in a.tail(200), what="that it goes on")
+        wait_until(lambda: both.sql("SELECT pause_cause FROM destination") == [("",)], what="that it is told")
+    both.wait_confirmed()
+    assert a.terminate() == 0
+
+    both.feed()
+    wait_until(lambda: both.sql("SELECT pause_cause FROM destination") != [("",)], what="the word of it")
+    assert "nothing is sent to the server" in site.command("status").stdout
+    assert site.command("retry", "--now").returncode == 0
+    both.wait_confirmed()
