@@ -115,7 +115,7 @@ def _started(
         if signals.asked is Asked.RELOAD and config.ledger_file is None:
             signals.asked = None
             try:
-                config = _reread(reread, adopt, config)
+                config = _reread(reread, adopt, config, serves=False)
             except _RefusedError as refused:
                 refused.log()
         writer = None
@@ -325,8 +325,10 @@ class _RefusedError(Exception):
         structlog.get_logger().error("config.refused", error=self._error, note=self.why, notes=list(self._sections))
 
 
-def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config) -> Config:
-    """Read the configuration again; raises _RefusedError."""
+def _reread(
+    reread: Callable[[], Config], adopt: Callable[[Config], object], current: Config, *, serves: bool = True
+) -> Config:
+    """Read the configuration again; raises _RefusedError. Who stands by ``serves`` no destination yet."""
     try:
         config = reread()
     except ConfigError as error:
@@ -338,7 +340,7 @@ def _reread(reread: Callable[[], Config], adopt: Callable[[Config], object], cur
         for name, before, after in (
             ("spool", current.spool.path, config.spool.path),
             ("ledger", current.ledger, config.ledger),
-            ("destination", {}, _moved(current.addresses, config.addresses)),
+            ("destination", {}, _moved(current.addresses, config.addresses) if serves else {}),
         )
         if before != after
     ]

@@ -323,6 +323,26 @@ def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands
 
 
 @pytest.mark.slow
+def test_destination_that_has_another_name_in_what_is_adopted_has_it_at_all_who_work(both: Gateways):
+    """Each refused to go on with it, and stood by for it: nobody worked any more, until each was restarted by hand."""
+    a, b = (both.start(name, destinations={"archive": {"url": both.server.url, "auth": "none"}}) for name in ("a", "b"))
+    both.feed()
+    both.wait_confirmed()
+    renamed = {"pacs": {"url": both.server.url, "auth": "none"}}
+    site, _ = (both.site(name, destinations=renamed) for name in ("a", "b"))
+
+    assert site.command("config", "adopt").returncode == 0
+
+    both.feed()
+    both.wait_confirmed()
+    assert both.sql("SELECT name FROM destination") == [("pacs",)]
+    wait_until(lambda: len(both.claims()) == 2, what="that both work")
+    assert a.is_running()
+    assert b.is_running()
+    assert "Stopped because" not in site.command("status").stdout
+
+
+@pytest.mark.slow
 def test_who_stands_by_for_its_configuration_goes_on_once_its_file_is_mended(four: Gateways):
     """No signal comes to it, and who adopts finds that nothing changes."""
     a, b, first = adopted_by_one(four)
