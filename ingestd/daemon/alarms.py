@@ -16,6 +16,7 @@ from ingestd.clocks import Now, utc_now
 from ingestd.daemon.stage import Stage
 from ingestd.ledger import KEY_MADE_ANEW, Alarm, Ledger, Transaction, moves
 
+_KEY_EVERY_SECONDS = 5.0
 # Its destination, its kind, and what it is about.
 _Key: TypeAlias = tuple[str, str, str]
 
@@ -96,9 +97,10 @@ class KeyAlarm(Stage):
     def __init__(self, ledger: Ledger, alarms: Alarms) -> None:
         self._ledger = ledger
         self._alarms = alarms
+        self._look_at = 0.0
 
     def start(self) -> None:
-        """Compare the keys once; afterwards only while the alarm stands."""
+        """Compare the keys."""
         self._alarms.set(
             KEY_MADE_ANEW,
             note=f"the key of the search words ({self._ledger.search_key.where}) was missing and another was made, or"
@@ -109,7 +111,9 @@ class KeyAlarm(Stage):
             " where there is no backup of it, go on with the new one: `ingestd resolve --new-key`",
         )
 
-    def collect(self, now: Now) -> None:  # noqa: ARG002 - a person acts at any time
-        """Clear the alarm once a person has agreed to the new key."""
-        if self._alarms.stands(KEY_MADE_ANEW):
+    def collect(self, now: Now) -> None:
+        """Follow a person who has agreed to a new key, be it that another worker of the spool has made it."""
+        if self._alarms.stands(KEY_MADE_ANEW) or now.mono >= self._look_at:
+            self._look_at = now.mono + _KEY_EVERY_SECONDS
+            self._ledger.search_key.follow()
             self.start()

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,7 @@ from .values import KEY_MADE_ANEW
 
 _LEAST_BYTES = 32
 _IN_META = "search_key"
+_MARK = select(meta.c.value).where(meta.c.key == _IN_META)
 _WORDS_MOST = 1000
 
 
@@ -111,6 +113,13 @@ class SearchKey:
         """Whether what was taken in before is kept by another key than this one."""
         return self._known is not None and self._mark() != _mark_of(self._known)
 
+    def follow(self) -> None:
+        """Go by the key that a person has agreed to since ours was read; where another lies there, ours stays."""
+        with suppress(OSError, _CutShortError):
+            if self.is_another and _mark_of(key := _read(self._file)) == self._mark():
+                self._known = key
+                self._words.clear()
+
     def accept(self) -> None:
         """A person: go on with the key that is there now, whatever was taken in before. Raises LedgerError."""
         with self._session.begin():
@@ -174,8 +183,8 @@ class SearchKey:
             ) from None
 
     def _mark(self) -> str | None:
-        row = self._session.fetch_one(select(meta.c.value).where(meta.c.key == _IN_META))
-        return row.value if row else None
+        rows = self._session.fetch_cached(_MARK)
+        return rows[0].value if rows else None
 
     def _put_mark(self, mark: str) -> None:
         self._session.connection.execute(PUT_META, {"key": _IN_META, "value": mark})

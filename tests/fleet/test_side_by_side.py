@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -175,6 +176,21 @@ def test_single_run_ends_where_another_configuration_comes_to_hold(tmp_path: Pat
 
     with pytest.raises(LedgerDiffers, match="differs in"):
         run_once(config, timeout=timedelta(seconds=20), watch=adopt)
+
+
+def test_key_of_the_search_words_that_a_person_agreed_to_is_gone_by_where_another_was_read(
+    daemon: Daemon, config: Config, database: str
+):
+    """What it took in from then on was kept by a key that nobody had any more, and found by no patient."""
+    key = config.spool.search_key
+    assert daemon.ledger.search_key.hash("patient", "P")
+    key.write_bytes(os.urandom(32))
+    with Ledger.open(database, key=key) as person:
+        person.search_key.accept()
+        word = person.search_key.hash("patient", "P")
+
+    turn(daemon, lambda: daemon.ledger.search_key.hash("patient", "P") == word)
+    assert not daemon.stages.alarms.standing
 
 
 def passed(at: float) -> bool:
