@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from ingestd.clocks import boottime
-from ingestd.config import Config
+from ingestd.config import Config, agreement_of
 from ingestd.daemon.copy_comparison import sameness_of
+from ingestd.daemon.sending import sending_config
 from ingestd.daemon.settings import backoff_of, client_of, profile_from, reader_limits_of, rules_of
 from ingestd.dicomweb import DicomWebClient, DicomWebError
 from ingestd.inbox import Spool
@@ -96,6 +97,7 @@ def open_as_daemon(config: Config, spool: Spool) -> Ledger:
         create=False,
         key=config.spool.search_key,
         beside=True,
+        agreement=agreement_of(sending_config(config)),  # it goes by the destinations alone
     )
 
 

@@ -23,7 +23,7 @@ from . import baseline
 from .database import POSTGRES_URL, Database, Tell, Writer
 from .errors import LedgerError, LedgerMissing, LedgerOlder
 from .migrations import MIGRATIONS
-from .registry import Registry
+from .registry import SEND_FOLDER, Registry
 from .schema import destination as destination_table
 from .schema import meta
 from .search_key import SearchKey
@@ -370,7 +370,8 @@ class Ledger(Registry):
                 if not self.served:
                     raise LedgerError(f"the ledger {self.name} knows no destination, and none was given")
                 if agreement is not None:
-                    self.expect_agreement(agreement)
+                    is_of_send = self.spool is not None and self.spool.name == SEND_FOLDER
+                    self.expect_agreement(agreement, is_whole=not (beside or is_of_send))
                 if beside:
                     self._join_host()
                 else:

@@ -174,17 +174,16 @@ class Registry(Session):
                 f" configuration, or, where it is lost for good, remove {spool / 'spool.ledger'}"
             )
 
-    def expect_agreement(self, said: Mapping[str, str]) -> None:
-        """Raise LedgerDiffers where a shared ledger was told otherwise; nobody told it anything yet: this holds.
-
-        But for what ``send`` says, which is no whole.
+    def expect_agreement(self, said: Mapping[str, str], *, is_whole: bool = False) -> None:
+        """Raise LedgerDiffers where a shared ledger was told otherwise; nobody told it anything yet: this holds, if it
+        ``is_whole``.
         """
         if not self.database.is_shared:
             return
         known = self.fetch_one(AGREEMENT)
         if known is not None:
             Agreement.read(known.value).expect(said, ledger=self.name)
-        elif self._writes and (self.spool is None or self.spool.name != SEND_FOLDER):
+        elif is_whole:
             self._put_agreement(said)
 
     def agreement(self) -> Agreement | None:

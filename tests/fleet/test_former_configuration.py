@@ -110,3 +110,17 @@ def test_what_was_deleted_at_a_destination_that_was_taken_out_is_not_sent_there_
     assert "the configuration does not name its destination research any more" in said.stdout
     assert research.two.states() == {"CONFIRMED": 1, "DELETED": 1}
     research.expect_start(a)
+
+
+def test_reconcile_by_a_configuration_that_holds_no_more_gives_no_destination_its_former_name(both: Gateways):
+    url = {"url": both.server.url, "auth": "none"}
+    assert both.site("a", destinations={"archive": url}).run_once().returncode == 0
+    site = both.site("a", destinations={"pacs": url})
+    assert site.command("config", "adopt").returncode == 0
+    assert site.run_once().returncode == 0
+
+    said = both.site("b", destinations={"archive": url}).command("reconcile")
+
+    assert (said.returncode, both.sql("SELECT name FROM destination")) == (2, [("pacs",)])
+    assert "it differs in destinations.archive, destinations.pacs" in said.stderr
+    assert site.command("reconcile").returncode == 0
