@@ -37,7 +37,7 @@ def adopt(*, config: Path | None, as_json: bool) -> int:
         former = ledger.agree(said, settings.addresses)
     before = former.said if former is not None else {}
     gone = sorted(before.keys() - said.keys())
-    keys = sorted({*former.differing(said), *gone}) if former is not None else sorted(said)
+    keys = former.differing(said) if former is not None else sorted(said)
     if as_json:
         print_json({"changed": keys, "gone": gone})
         return 0

@@ -20,7 +20,7 @@ def agreement_of(config: Config) -> dict[str, str]:
     Of the configuration of ``send`` it is only what that goes by.
     """
     said: dict[str, Any] = {
-        **{f"inboxes.{inbox.spool_name}": inbox.model_dump() for inbox in config.inboxes},
+        **({f"inboxes.{inbox.spool_name}": inbox.model_dump() for inbox in config.inboxes} or {"inboxes": []}),
         **{f"destinations.{name}": each.model_dump(exclude=_OWN) for name, each in config.destinations.items()},
         "rules": [rule.model_dump() for rule in config.rules],
         "spool.retain": config.spool.retain,

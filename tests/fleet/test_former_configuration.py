@@ -5,6 +5,7 @@ Nobody would send it, and no configuration without that destination could start 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,3 +125,15 @@ def test_reconcile_by_a_configuration_that_holds_no_more_gives_no_destination_it
     assert (said.returncode, both.sql("SELECT name FROM destination")) == (2, [("pacs",)])
     assert "it differs in destinations.archive, destinations.pacs" in said.stderr
     assert site.command("reconcile").returncode == 0
+
+
+def test_configuration_without_drop_folders_is_another_than_one_that_has_some(both: Gateways):
+    assert both.site("a").run_once().returncode == 0
+    site = both.site("b")
+    settings = json.loads(site.config_file.read_text())
+    del settings["inboxes"]
+    site.config_file.write_text(json.dumps(settings))
+
+    said = site.command("route", "--again")
+
+    assert (said.returncode, "it differs in inboxes" in said.stderr) == (2, True), said
