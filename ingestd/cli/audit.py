@@ -97,7 +97,7 @@ def open_as_daemon(config: Config, spool: Spool) -> Ledger:
         create=False,
         key=config.spool.search_key,
         beside=True,
-        agreement=agreement_of(sending_config(config)),  # it goes by the destinations alone
+        agreement=agreement_of(sending_config(config)),  # it takes nothing from the folders
     )
 
 

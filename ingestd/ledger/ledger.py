@@ -259,7 +259,7 @@ class Ledger(Registry):
     def forget_doubt(self) -> None:
         """Drop what waits for a COMMIT that failed: whoever was to do it is gone, and start-up finds it to be done.
 
-        To be called by a daemon that has handed the ledger over to another.
+        To be called by a daemon that has handed the ledger over to another, or settles what it leaves as it ends.
         """
         self._doubt = None
 

@@ -274,19 +274,21 @@ class Transaction:
 
     def is_agreed(self, said: Mapping[str, str]) -> bool:
         """Whether all who share the ledger agreed upon this, or upon nothing; until the end they agree on no other."""
-        return self._agreed is None or not self._agreed.differing(said)
+        agreed = self._agreed()
+        return agreed is None or not agreed.differing(said)
 
     def expect_agreed(self, said: Mapping[str, str]) -> None:
         """Raise LedgerDiffers unless it is so."""
-        if self._agreed is not None:
-            self._agreed.expect(said, ledger=self._session.name)
+        agreed = self._agreed()
+        if agreed is not None:
+            agreed.expect(said, ledger=self._session.name)
 
     @property
     def named(self) -> Collection[str]:
         """The destinations that files are to go to, as all have agreed, or as whoever opened the ledger says."""
-        return self.served if self._agreed is None else self._agreed.destinations
+        agreed = self._agreed()
+        return self.served if agreed is None else agreed.destinations
 
-    @property
     def _agreed(self) -> Agreement | None:
         kept = self._session.database.agreed(self.connection)
         return None if kept is None else Agreement.read(kept)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,8 @@ def test_nothing_is_taken_in_by_a_configuration_that_holds_no_more(
         assert former is not None
         drop(tmp_path, STUDIES[0])
         turn(daemon, lambda: daemon.stages.admission.is_held)
-        rounds = turn(daemon, partial(passed, time.monotonic() + 1))
+        ends_at = time.monotonic() + 1
+        rounds = turn(daemon, lambda: time.monotonic() >= ends_at)
         assert rounds < 15, "it waited"
         assert counts(daemon) == {}
 
@@ -191,10 +191,6 @@ def test_key_of_the_search_words_that_a_person_agreed_to_is_gone_by_where_anothe
 
     turn(daemon, lambda: daemon.ledger.search_key.hash("patient", "P") == word)
     assert not daemon.stages.alarms.standing
-
-
-def passed(at: float) -> bool:
-    return time.monotonic() >= at
 
 
 def test_ledger_that_takes_nothing_of_files_ends_the_daemon_though_it_takes_all_else(
