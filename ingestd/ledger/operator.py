@@ -68,7 +68,9 @@ def _with_destination(tx: Transaction, row: Row, what: str) -> None:
     name = next(name for name, number in tx.destinations.items() if number == row.destination_id)
     if name not in tx.named:
         raise RefusedMove(
-            row.id, f"row {row.id} cannot be {what}: the configuration does not name its destination {name} any more"
+            row.id,
+            f"row {row.id} cannot be {what}: the configuration does not name its destination {name} any more; name it"
+            f" there again, or give the row up: `ingestd resolve {row.id} --discard`",
         )
 
 
