@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.patience import PATIENCE
+
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -71,7 +73,7 @@ class Browser:
         if self._session:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
-        give_up_at = time.monotonic() + 60
+        give_up_at = time.monotonic() + PATIENCE
         while True:
             answer = self._next(give_up_at)
             if answer.get("method") == "Runtime.consoleAPICalled":
@@ -101,7 +103,7 @@ class Browser:
         answer = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         return answer.get("result", {}).get("value")
 
-    def wait_for(self, expression: str, *, what: str, within_seconds: float = 60) -> Any:
+    def wait_for(self, expression: str, *, what: str, within_seconds: float = PATIENCE) -> Any:
         """The expression's first true value; raises BrowserError, naming ``what``."""
         give_up_at = time.monotonic() + within_seconds
         while not (value := self.ask(expression)):

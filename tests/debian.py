@@ -23,16 +23,14 @@ import psutil
 import pytest
 
 from tests.orthanc import peers_are_required
+from tests.patience import PATIENCE
 
 SUITE = "bookworm"
 # What a machine has on which somebody was given a shell; nothing of Python, and no /etc/sysusers.d.
 PACKAGES = ("systemd", "systemd-sysv", "sudo", "procps", "dbus", "ca-certificates")
 ADMINISTRATOR = "admin"
 CHECKOUT = f"/home/{ADMINISTRATOR}/ingestd"
-BOOTED_WITHIN_SECONDS = 60.0
 ENOUGH_MEMORY = 6 << 30
-STOPPED_WITHIN_SECONDS = 60.0
-SETTLED_WITHIN_SECONDS = 60.0
 _PROJECT = Path(__file__).resolve().parents[1]
 _CA_FILE = Path("/etc/ssl/certs/ca-certificates.crt")
 _NOT_SHIPPED = shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.egg-info", "requests.jsonl")
@@ -203,7 +201,7 @@ class Machine:
         if self._nspawn.poll() is None:
             self._nspawn.send_signal(signal.SIGTERM)
         try:
-            self._nspawn.wait(STOPPED_WITHIN_SECONDS)
+            self._nspawn.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._nspawn.kill()
             self._nspawn.wait()
@@ -213,7 +211,7 @@ class Machine:
         """End all that runs on it, at once: with its init goes every process."""
         assert self._nspawn is not None
         os.kill(self._init, signal.SIGKILL)
-        self._nspawn.wait(STOPPED_WITHIN_SECONDS)
+        self._nspawn.wait(PATIENCE)
         self._remove_cgroups()
 
     def runs(
@@ -256,7 +254,7 @@ class Machine:
     def _wait_until_booted(self) -> None:
         assert self._nspawn is not None
         children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children")
-        deadline = time.monotonic() + BOOTED_WITHIN_SECONDS
+        deadline = time.monotonic() + PATIENCE
         said = ""
         while time.monotonic() < deadline and self._nspawn.poll() is None:
             words = children.read_text().split()
@@ -278,7 +276,7 @@ class Machine:
 
 def waited_for(machine: Machine, **counts: int) -> None:
     """Wait until so many files are in these states, and no others are known."""
-    deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
+    deadline = time.monotonic() + PATIENCE
     found: dict[str, int] = {}
     while found != counts and time.monotonic() < deadline:
         said = json.loads(machine.runs("sudo -u ingestd ingestd status --json").stdout)

@@ -47,8 +47,8 @@ from ingestd.reconciler import (
 )
 from ingestd.sender import Sender
 from tests.builders import EXPLICIT
+from tests.patience import PATIENCE
 
-WITHIN_SECONDS = 15.0
 _delivery_ids = itertools.count(1)
 _tokens = itertools.count(1)
 
@@ -57,7 +57,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def wait_for(what: Callable[[], object], *, within: float = WITHIN_SECONDS) -> None:
+def wait_for(what: Callable[[], object], *, within: float = PATIENCE) -> None:
     """Wait until it holds; fails after the limit."""
     give_up_at = time.monotonic() + within
     while not what():

@@ -16,11 +16,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.forking import Forked
+from tests.patience import PATIENCE
 from tests.ports import own_port
 from tests.running import start_program
 
 Identity = tuple[str, str, str]
-READY_WITHIN_SECONDS = 30.0
 
 
 class EmulatorProcess:
@@ -62,7 +62,7 @@ class EmulatorProcess:
         with (self.data / "emulator.log").open("ab") as log:
             told = ["emulate", "--port", str(self.port), "--data", str(self.data), *self._words, *words]
             self._process = start_program(told, out=log, err=log)
-        give_up_at = time.monotonic() + READY_WITHIN_SECONDS
+        give_up_at = time.monotonic() + PATIENCE
         while True:
             try:
                 get(f"{self.url}/changefeed/latest")

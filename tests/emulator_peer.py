@@ -11,6 +11,7 @@ import requests
 
 from ingestd.emulator import Emulator
 from tests.builders import BIG_ENDIAN, CT_IMAGE, EXPLICIT, IMPLICIT, element, fresh_uid, part10
+from tests.patience import PATIENCE
 
 JSON = "application/dicom+json"
 ANY_FILES = 'multipart/related; type="application/dicom"; transfer-syntax=*'
@@ -130,7 +131,7 @@ class Peer:
 
     def finished(self, href: str) -> dict[str, Any]:
         """What an operation has come to, once it has."""
-        give_up_at = time.monotonic() + 20
+        give_up_at = time.monotonic() + PATIENCE
         while True:
             answer = self.session.get(href, timeout=30)
             if answer.status_code != 202:

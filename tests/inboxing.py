@@ -29,6 +29,7 @@ from ingestd.inbox import (
     new_name,
 )
 from ingestd.lifecycle import SourceStat
+from tests.patience import PATIENCE
 
 
 def source_of(path: Path) -> SourceStat:
@@ -112,7 +113,7 @@ class Desk:
         self,
         condition: Callable[[Sequence[Candidate]], object],
         *,
-        limit: float = 20.0,
+        limit: float = PATIENCE,
         room: int = 1_000,
         known: Callable[[Candidate], bool] = lambda _: False,
         on_ready: Callable[[Candidate], object] = lambda _: None,

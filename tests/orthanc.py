@@ -22,11 +22,11 @@ from typing import Any, Self
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.ports import own_port
 
 PROGRAM = Path("/usr/sbin/Orthanc")
 DICOMWEB_PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-READY_WITHIN_SECONDS = 30.0
 STOP_WITHIN_SECONDS = 15.0
 
 
@@ -212,7 +212,7 @@ class Orthanc:
     def _wait_until_ready(self) -> None:
         process = self._process
         assert process is not None, "started just before"
-        give_up_at = time.monotonic() + READY_WITHIN_SECONDS
+        give_up_at = time.monotonic() + PATIENCE
         while process.poll() is None and time.monotonic() < give_up_at:
             try:
                 with urllib.request.urlopen(f"{self.url}/studies?limit=1", timeout=2) as answer:

@@ -23,13 +23,12 @@ from typing import Any, Literal, Self
 import psutil
 import psycopg
 
+from tests.patience import PATIENCE
 from tests.ports import own_port
 from tests.running import wait_until
 
 KEEPER = Path(__file__).with_name("keeper.py")
 USER = "postgres"
-READY_WITHIN_SECONDS = 60.0
-STOP_WITHIN_SECONDS = 30.0
 SETTINGS: Mapping[str, str] = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -143,7 +142,7 @@ class Cluster:
                 env=_environment(),
                 start_new_session=True,
             )
-        self._pid = wait_until(self._ready, what="PostgreSQL", within_seconds=READY_WITHIN_SECONDS, every=0.01)
+        self._pid = wait_until(self._ready, what="PostgreSQL", within_seconds=PATIENCE, every=0.01)
         self._was_killed = False
 
     def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
@@ -208,7 +207,7 @@ class Cluster:
     def _signal(self, number: signal.Signals) -> None:
         assert self._keeper is not None
         os.kill(self._pid, number)
-        self._keeper.wait(STOP_WITHIN_SECONDS)
+        self._keeper.wait(PATIENCE)
 
     def _signal_children(self, number: signal.Signals) -> None:
         for child in psutil.Process(self._pid).children():

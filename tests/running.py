@@ -31,6 +31,7 @@ from ingestd.ledger import Entry, Ledger, LedgerMissing, Story, queries
 from tests import forking
 from tests.forking import Forked
 from tests.ledgers import ON_POSTGRESQL, agree_anew, placed, url_of
+from tests.patience import PATIENCE
 from tests.recounting import ENTRIES
 
 T = TypeVar("T")
@@ -53,7 +54,9 @@ class TookTooLongError(AssertionError):
     """What was waited for did not come."""
 
 
-def wait_until(condition: Callable[[], T], *, what: str, within_seconds: float = 20.0, every: float | None = None) -> T:
+def wait_until(
+    condition: Callable[[], T], *, what: str, within_seconds: float = PATIENCE, every: float | None = None
+) -> T:
     """Return the condition's first true value; raises TookTooLongError, naming ``what``, when it does not come.
 
     It is looked at ``every`` so many seconds where that is given, as by whoever takes the time that something takes;
@@ -104,7 +107,7 @@ class Site:
         agree_anew(self.folder)
 
     def command(
-        self, *words: str, within_seconds: float = 60.0, env: Mapping[str, str] | None = None
+        self, *words: str, within_seconds: float = PATIENCE, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one command of ingestd on this installation and return what it said."""
         if words[0] in OF_THE_LEDGER and env is None:
@@ -186,7 +189,7 @@ class Site:
         """The newest row of a dropped file, by its name in the drop folder."""
         return [entry for entry in self.entries() if entry.relative_path == relative_path][-1]
 
-    def wait_for(self, states: Mapping[str, int], *, within_seconds: float = 30.0) -> None:
+    def wait_for(self, states: Mapping[str, int], *, within_seconds: float = PATIENCE) -> None:
         """Return when the ledger has exactly these rows by state."""
 
         def has_come() -> bool:
@@ -257,7 +260,7 @@ class Daemon:
             self.heard.extend(message.decode().splitlines())
         return self.heard
 
-    def wait_ready(self, *, within_seconds: float = 30.0) -> float:
+    def wait_ready(self, *, within_seconds: float = PATIENCE) -> float:
         """Return the seconds from start to READY."""
 
         def is_ready() -> bool:
@@ -268,12 +271,12 @@ class Daemon:
             raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.tail()}")
         return time.monotonic() - self.started_at
 
-    def terminate(self, *, within_seconds: float = 20.0) -> int:
+    def terminate(self, *, within_seconds: float = PATIENCE) -> int:
         """Ask it to end as systemd does, and return its exit code."""
         self.process.terminate()
         return self.wait(within_seconds=within_seconds)
 
-    def wait(self, *, within_seconds: float = 20.0) -> int:
+    def wait(self, *, within_seconds: float = PATIENCE) -> int:
         """Return its exit code when it has ended."""
         code = self.process.wait(within_seconds)
         self._hang_up()
@@ -308,7 +311,7 @@ def run_program(
     script: str | None = None,
     cwd: Path = PROJECT,
     env: Mapping[str, str] | None = None,
-    within_seconds: float = 60.0,
+    within_seconds: float = PATIENCE,
 ) -> subprocess.CompletedProcess[str]:
     """Run ingestd, or a script in its place, and return what it said."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

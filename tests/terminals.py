@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.patience import PATIENCE
 from tests.running import PROGRAM, environment
 
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -48,7 +49,7 @@ def on_a_terminal(
         for descriptor in {follower, errors}:
             os.close(descriptor)
         seen = b""
-        give_up_at = time.monotonic() + 60
+        give_up_at = time.monotonic() + PATIENCE
         while time.monotonic() < give_up_at:
             if interrupt and until.encode() in seen:
                 process.send_signal(signal.SIGINT)

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.debian import (
-    SETTLED_WITHIN_SECONDS,
     Machine,
     chapter,
     empty_debian,
@@ -26,6 +25,7 @@ from tests.debian import (
     waited_for,
 )
 from tests.emulating import EmulatorProcess
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +96,7 @@ def test_what_is_dropped_on_that_machine_is_confirmed(machine):
 def test_the_journal_has_errors_as_errors_by_the_name_of_ingestd(machine):
     machine.does("echo 'nothing: known' | sudo tee -a /etc/ingestd/config.yaml; sudo systemctl reload ingestd")
     errors = "sudo journalctl --boot --no-pager -o cat -p err -t ingestd"
-    deadline = time.monotonic() + SETTLED_WITHIN_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while "alarm.raised" not in (said := machine.does(errors)) and time.monotonic() < deadline:
         time.sleep(0.2)
 

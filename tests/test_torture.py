@@ -56,7 +56,7 @@ def feed(site: Site, *, files: int) -> list[Written]:
         feeder.start()
         wait_until(lambda: len(feeder.written) > files, what="the files")
         written = feeder.stop()
-        wait_until(Watch(site).is_at_rest, what="rest", within_seconds=60, every=0.1)
+        wait_until(Watch(site).is_at_rest, what="rest", every=0.1)
         daemon.terminate()
     return written
 

@@ -9,9 +9,10 @@ import pytest
 
 from ingestd.threads import NoThread
 from ingestd.workers import Workers
+from tests.patience import PATIENCE
 
 
-def collected(workers: Workers[int], count: int, limit: float = 10.0) -> list[int]:
+def collected(workers: Workers[int], count: int, limit: float = PATIENCE) -> list[int]:
     """Collect until so many results came."""
     came: list[int] = []
     end = time.monotonic() + limit

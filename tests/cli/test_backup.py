@@ -200,10 +200,10 @@ def test_a_ledger_put_back_on_a_new_machine_knows_its_files_again(tmp_path):
         site = Site(tmp_path / "lost", server.url)
         write_instance(site.drop / "first")
         with site.start() as daemon:
-            wait_until(lambda: site.states() == {"CONFIRMED": 1}, what="the first", within_seconds=30)
+            wait_until(lambda: site.states() == {"CONFIRMED": 1}, what="the first")
             server.stop()
             write_instance(site.drop / "second")
-            wait_until(lambda: sum(site.states().values()) == 2, what="the second", within_seconds=30)
+            wait_until(lambda: sum(site.states().values()) == 2, what="the second")
             assert site.command("backup", str(tmp_path / "copies")).returncode == 0
             server.start()
             site.wait_for({"CONFIRMED": 2})

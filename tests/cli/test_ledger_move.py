@@ -174,10 +174,10 @@ def test_daemon_goes_on_where_it_stopped(tmp_path: Path, database: str) -> None:
         site = Site(tmp_path / "site", server.url)
         write_instance(site.drop / "first")
         with site.start() as daemon:
-            wait_until(lambda: site.states() == {"CONFIRMED": 1}, what="the first", within_seconds=30)
+            wait_until(lambda: site.states() == {"CONFIRMED": 1}, what="the first")
             server.stop()
             write_instance(site.drop / "second")
-            wait_until(lambda: sum(site.states().values()) == 2, what="the second", within_seconds=30)
+            wait_until(lambda: sum(site.states().values()) == 2, what="the second")
             daemon.kill()
         url = f"sqlite:///{site.ledger_file}"
 

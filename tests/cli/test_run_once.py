@@ -34,7 +34,7 @@ def test_folder_that_is_away_does_not_end_with_0(site: Site) -> None:
     """It said "taken in now: 0; in all: nothing" and ended with 0."""
     site.drop.rename(site.folder / "gone")
 
-    ran = site.run_once(within_seconds=20)
+    ran = site.run_once()
 
     assert ran.returncode == ExitCode.NEEDS_PERSON
     assert "stopped because the folder is not there" in ran.stdout
@@ -64,7 +64,7 @@ def test_folder_that_may_not_be_changed_is_told(site: Site) -> None:
     if subprocess.run(["chattr", "+i", site.drop], check=False, capture_output=True).returncode:
         pytest.skip("no immutable folders here")
     try:
-        ran = site.run_once(within_seconds=20)
+        ran = site.run_once()
     finally:
         subprocess.run(["chattr", "-i", site.drop], check=True)
 

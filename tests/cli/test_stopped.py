@@ -314,7 +314,7 @@ def test_what_a_daemon_cannot_take_is_told_while_it_lasts(tmp_path):
         (site.drop / "link").symlink_to(write_instance(tmp_path / "elsewhere"))
         expected = {"too_deep", "unfinished", "not_regular"}
         with site.start():
-            wait_until(lambda: site.stopped() == expected, what="a line for each", within_seconds=60)
+            wait_until(lambda: site.stopped() == expected, what="a line for each")
             [links] = [line for line in site.status()["stopped_because"] if line["kind"] == "not_regular"]
             assert "drop the file itself" in links["next_step"]
             assert site.command("status", "--exit-code").returncode == ExitCode.NEEDS_PERSON
@@ -323,7 +323,7 @@ def test_what_a_daemon_cannot_take_is_told_while_it_lasts(tmp_path):
             deep.rmdir()
             (site.drop / "complete.part").rename(site.drop / "complete")
             (site.drop / "link").unlink()
-            wait_until(lambda: not site.stopped(), what="no line", within_seconds=60)
+            wait_until(lambda: not site.stopped(), what="no line")
             site.wait_for({"CONFIRMED": 2})
             assert site.command("status", "--exit-code").returncode == ExitCode.DONE
 
@@ -335,7 +335,7 @@ def test_a_wrong_path_on_the_server_is_told(tmp_path):
         site = Site(tmp_path / "site", server.url.replace("/v2", "/wrong"))
         write_instance(site.drop / "image")
         with site.start():
-            wait_until(lambda: site.stopped() == {"refused"}, what="a line", within_seconds=60)
+            wait_until(lambda: site.stopped() == {"refused"}, what="a line")
             answered_at, attempts = site.status()["destination"]["last_ok_at"], site.entries()[0].attempts
             wait_until(lambda: site.entries()[0].attempts > attempts, what="another post")
             assert site.status()["destination"]["last_ok_at"] == answered_at
@@ -347,7 +347,7 @@ def test_an_immutable_file_is_told(tmp_path):
         site = Site(tmp_path / "site", server.url)
         write_instance(site.drop / "image")
         with Immutable(site.drop / "image"), site.start():
-            wait_until(lambda: site.stopped() == {"barred"}, what="a line", within_seconds=60)
+            wait_until(lambda: site.stopped() == {"barred"}, what="a line")
 
 
 class Immutable:

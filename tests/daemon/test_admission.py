@@ -32,9 +32,8 @@ from ingestd.reader import Read, ReaderLimits, ReaderPool
 from tests.builders import element, instance_bytes, write_instance
 from tests.inboxing import scan_now
 from tests.ledgers import url_of
+from tests.patience import PATIENCE
 from tests.running import wait_until
-
-WITHIN_SECONDS = 20.0
 
 
 class Rooms:
@@ -83,7 +82,7 @@ class Rooms:
 
     def take_in(self, files: int) -> dict[State, int]:
         """Turn the loop until so many files have their rows, and count these by state."""
-        give_up_at = time.monotonic() + WITHIN_SECONDS
+        give_up_at = time.monotonic() + PATIENCE
         while self.admission.taken_in < files:
             assert time.monotonic() < give_up_at, f"{self.admission.taken_in} of {files} files were taken in"
             self.turn()
@@ -91,7 +90,7 @@ class Rooms:
 
     def look_again(self) -> dict[State, int]:
         """Scan anew, turn the loop until nothing is left to do, and count the rows by state."""
-        since, give_up_at = self.turn(), time.monotonic() + WITHIN_SECONDS
+        since, give_up_at = self.turn(), time.monotonic() + PATIENCE
         scan_now(self.inboxes)
         while not (self.inboxes.is_drained(since) and self.admission.is_idle):
             assert time.monotonic() < give_up_at, f"not drained: {self.inboxes.reports()}"
@@ -160,7 +159,7 @@ def test_file_is_read_only_once_its_candidate_row_is_durable(tmp_path: Path) -> 
     """The row is what counts the readers that a file kills; a file read before it could kill them for ever."""
     with opened(tmp_path) as rooms:
         write_instance(rooms.drop / "image")
-        give_up_at = time.monotonic() + WITHIN_SECONDS
+        give_up_at = time.monotonic() + PATIENCE
         while not rooms.admission._new:
             assert time.monotonic() < give_up_at
             rooms.admission.collect(read_clocks())

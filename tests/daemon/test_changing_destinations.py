@@ -203,7 +203,7 @@ def test_daemon_that_dies_while_it_sends_to_both_goes_on_at_each(
         wait_until(lambda: site.states().get("SENDING"), what="a post", every=0.001)
         daemon.kill()
     with site.start():
-        site.wait_for({"CONFIRMED": 60}, within_seconds=60)
+        site.wait_for({"CONFIRMED": 60})
 
     for server in (archive, research):
         assert len({line["sop"] for line in stores(server.requests)}) == 30

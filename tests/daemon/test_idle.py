@@ -18,6 +18,7 @@ from ingestd.ledger import Ledger, queries, session
 from ingestd.lifecycle import State
 from tests.builders import instance_bytes
 from tests.ledgers import ON_POSTGRESQL, statements_of, url_in
+from tests.patience import PATIENCE
 from tests.running import Site
 
 MINUTES = 10
@@ -64,7 +65,7 @@ def daemon(tmp_path, wake):
         daemon = Daemon(load(site.config_file), wake=wake)
         try:
             daemon.start()
-            until = time.monotonic() + 30
+            until = time.monotonic() + PATIENCE
             while not queries.counts(daemon.ledger).get(State.CONFIRMED):
                 assert time.monotonic() < until, "it was not confirmed"
                 daemon.loop.wait(daemon.loop.tick())

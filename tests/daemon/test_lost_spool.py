@@ -40,7 +40,7 @@ def test_lost_spool_is_made_anew_by_what_status_and_the_refused_start_say(tmp_pa
         subprocess.run(["sh", "-c", told], check=True)
         write_instance(site.drop / "new")
         # Where hosts share the spool, a file is gone that is not there a minute later either.
-        assert site.run_once(within_seconds=150).returncode == ExitCode.NEEDS_PERSON
+        assert site.run_once().returncode == ExitCode.NEEDS_PERSON
         assert site.states() == {"FAILED": 1, "CONFIRMED": 1}
         assert site.entry_of("lost").reason == "gone"
         # Where hosts share the ledger, the key of the search words lay in the spool: that it is another is told.

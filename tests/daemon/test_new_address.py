@@ -82,7 +82,7 @@ def test_nothing_is_sent_anew_and_what_is_kept_is_compared_at_the_new_address(mo
     assert "3 files found there as sent; it is asked about 3 files" in said.stdout
     site.configure(spool={"retain": "0s"})
     with site.start():
-        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="the removals", within_seconds=90)
+        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="the removals")
         write_instance(site.drop / "later")
         site.wait_for({"CONFIRMED": 4})
 
@@ -122,7 +122,7 @@ def test_no_file_goes_that_the_new_address_does_not_show(moved):
         site.configure(spool={"retain": "0s"})
         move_unseen(site)
         with site.start():
-            wait_until(lambda: site.states() == {"DELETED": 3}, what="absence", within_seconds=40)
+            wait_until(lambda: site.states() == {"DELETED": 3}, what="absence")
 
         assert not any(entry.removed_at for entry in site.entries())
         assert site.command("retry", "--state", "DELETED").returncode == 0
@@ -146,8 +146,8 @@ def test_no_file_goes_that_the_move_has_lost(tmp_path):
         site.configure(spool={"retain": "0s"})
         move_unseen(site)
         with site.start():
-            wait_until(lambda: site.states().get("DELETED"), what="what was lost", within_seconds=40)
-            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=90)
+            wait_until(lambda: site.states().get("DELETED"), what="what was lost")
+            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals")
 
         assert site.states() == {"DELETED": 1, "CONFIRMED": 2}
         assert not site.entry_of(lost).removed_at
@@ -212,13 +212,12 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
             wait_until(
                 lambda: [bool(entry.removed_at) for entry in site.entries()] == [True] * len(names),
                 what="the removals",
-                within_seconds=40,
             )
         site.configure()
         for name in names:
             shutil.copy(tmp_path / "medium" / name, site.drop)
         with site.start():
-            wait_until(lambda: settled_duplicates(site) == len(names), what="that they may go", within_seconds=40)
+            wait_until(lambda: settled_duplicates(site) == len(names), what="that they may go")
         lost, kept = asked_for_by_nobody(site)[:2]
         for name in set(names) - {lost}:
             shutil.copy(tmp_path / "medium" / name, others.drop)
@@ -227,7 +226,7 @@ def test_no_duplicates_file_goes_that_the_new_address_does_not_show(tmp_path):
         site.configure(spool={"retain": "0s"})
         move_unseen(site)
         with site.start():
-            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals", within_seconds=90)
+            wait_until(lambda: site.entry_of(kept).removed_at, what="the removals")
             site.wait_for({"CONFIRMED": 4, "DELETED": 1, "DUPLICATE": 5})
 
         assert not site.entry_of(lost).removed_at

@@ -26,6 +26,7 @@ from tests.builders import element, instance_bytes, sequence
 from tests.emulating import dataset_of, delete
 from tests.ledger_builders import admit, arrival, open_ledger, send
 from tests.ledgers import ON_POSTGRESQL, agree_anew, kept_out, raw, url_of, wait_little
+from tests.patience import PATIENCE
 from tests.running import wait_until
 from tests.serving import only_server
 
@@ -82,7 +83,7 @@ def run(config: Config, *, seconds: float = 20) -> OnceResult:
 
 def run_until(config: Config, is_so: Callable[[OnceResult], object]) -> OnceResult:
     """Run once and once again, each for a short time that a busy machine makes shorter, until a run made it so."""
-    give_up_at = time.monotonic() + 60
+    give_up_at = time.monotonic() + PATIENCE
     while not is_so(ended := run(config, seconds=2)):
         assert time.monotonic() < give_up_at, "it did not come"
     return ended
@@ -99,7 +100,7 @@ def running(config: Config) -> Iterator[Daemon]:
         daemon.close()
 
 
-def turn(daemon: Daemon, until: Callable[[], object], *, seconds: float = 20) -> int:
+def turn(daemon: Daemon, until: Callable[[], object], *, seconds: float = PATIENCE) -> int:
     """Turn the loop until something holds, as ``run`` does; say how often it went round."""
     give_up_at = time.monotonic() + seconds
     rounds = 0

@@ -207,7 +207,7 @@ def test_reloads_in_a_row_keep_no_file_from_being_taken_in(tmp_path: Path, serve
             daemon.listen()
             return site.states() == {"CONFIRMED": 1, "REJECTED": 1}
 
-        wait_until(reload_and_look, what="both files", within_seconds=60)
+        wait_until(reload_and_look, what="both files")
         assert len(reloaded_at) > 3
 
 

@@ -90,8 +90,8 @@ def test_server_restored_from_an_older_backup_is_noticed_before_our_copies_go(
 
     keep(site, "0s")
     with site.start() as daemon:
-        wait_until(lambda: states_of(site, LOST) == {State.DELETED}, what="what was lost", within_seconds=40)
-        wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removals", within_seconds=40)
+        wait_until(lambda: states_of(site, LOST) == {State.DELETED}, what="what was lost")
+        wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removals")
         wait_until(lambda: "went_back" not in site.stopped(), what="the end of the alarm")
         log = daemon.log.read_text()
 
@@ -135,7 +135,7 @@ def test_no_copy_goes_while_the_server_cannot_be_asked(tmp_path: Path, server: E
         time.sleep(6)  # longer than the time between two removals
         assert site.entry_of(KEPT).removed_at is None
         server.start()
-        wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removal", within_seconds=40)
+        wait_until(lambda: site.entry_of(KEPT).removed_at is not None, what="the removal")
 
 
 def steps_of_a_look(folder: Path, files: int) -> int:

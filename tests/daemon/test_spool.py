@@ -201,7 +201,7 @@ def test_file_that_left_its_folder_and_cannot_be_looked_at_is_adopted_at_once(
     injector = Injector(library, tmp_path / "rule", fault, f"{folder}/")
     with site.start(env=injector.environment) as daemon:
         (site.drop / "image").write_bytes(image())
-        site.wait_for({"CONFIRMED": 2}, within_seconds=40)
+        site.wait_for({"CONFIRMED": 2})
         assert injector.failed == times
         assert daemon.is_running()
 

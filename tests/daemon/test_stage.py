@@ -65,4 +65,4 @@ def test_writing_changes_no_field_and_what_failed_is_written_again(tmp_path: Pat
                 counts = queries.counts(daemon.ledger)
                 return counts.get(State.CONFIRMED, 0) == 3 and not only_server(daemon).posting.in_hand
 
-            wait_until(is_done, what="the proof", within_seconds=40, every=0.02)
+            wait_until(is_done, what="the proof", every=0.02)

@@ -65,7 +65,7 @@ def stopped_because(site: Site) -> dict[str, str]:
 
 
 def wait_for_alarm(site: Site, kind: str, *, stands: bool = True) -> str:
-    wait_until(lambda: (kind in stopped_because(site)) is stands, what=f"alarm {kind}: {stands}", within_seconds=30)
+    wait_until(lambda: (kind in stopped_because(site)) is stands, what=f"alarm {kind}: {stands}")
     return stopped_because(site).get(kind, "")
 
 
@@ -320,7 +320,7 @@ def test_mismatch_on_a_trusted_server_calls_a_person_and_compares_what_was_not(t
         for name in ("unseen", "seen"):
             site.command("resolve", str(site.entry_of(name).delivery_id), "--discard")
         wait_for_alarm(site, "mismatch", stands=False)
-        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="files that go", within_seconds=30)
+        wait_until(lambda: all(entry.removed_at for entry in site.entries()), what="files that go")
 
     assert "PatientName (0010,0010) differs" in note
     assert later.compared
@@ -373,7 +373,7 @@ def test_altering_server_that_was_mended_is_trusted_anew_and_what_it_altered_is_
         wait_for_alarm(site, "verification_stopped")
         server.faults.clear()
         drop(site, "later", make_image().content)
-        site.wait_for({"CONFIRMED": 1, "CONFLICT": 5}, within_seconds=40)
+        site.wait_for({"CONFIRMED": 1, "CONFLICT": 5})
         wait_for_alarm(site, "mismatch")
 
     assert site.entry_of("later").state is State.CONFIRMED
@@ -395,7 +395,7 @@ def test_file_of_which_the_server_cannot_tell_is_told_of_after_the_grace_time(tm
         assert "its copy could not be had" in note
         assert "its copy could not be had" in site.entry_of("image").note
         server.faults.clear()
-        site.wait_for({"CONFIRMED": 1}, within_seconds=60)
+        site.wait_for({"CONFIRMED": 1})
         wait_for_alarm(site, "not_told", stands=False)
 
 
@@ -425,7 +425,7 @@ def test_file_that_the_server_answers_nothing_about_is_refused_in_the_end(tmp_pa
     drop(site, "image", image.content)
 
     with site.start():
-        site.wait_for({"FAILED": 1}, within_seconds=60)
+        site.wait_for({"FAILED": 1})
 
     (story,) = site.stories()
     assert story.entry.reason == "refused"
@@ -445,7 +445,7 @@ def test_implicit_vr_that_the_server_answers_nothing_about_is_sent_as_explicit_v
     drop(site, "image", content)
 
     with site.start():
-        site.wait_for({"CONFIRMED": 1}, within_seconds=60)
+        site.wait_for({"CONFIRMED": 1})
 
     (entry,) = site.entries()
     assert entry.reencoded
@@ -513,13 +513,13 @@ def test_server_that_names_no_instance_of_any_post_is_an_outage(
                 gateway.is_silent, gateway.posts = True, 0
             for number in range(12):
                 drop(site, f"image{number}", make_image().content)
-            wait_until(lambda: "silent" in site.stopped(), what="an alarm", within_seconds=40)
-            wait_until(lambda: gateway.posts >= 16, what="many posts", within_seconds=120)
+            wait_until(lambda: "silent" in site.stopped(), what="an alarm")
+            wait_until(lambda: gateway.posts >= 16, what="many posts")
             assert not {"FAILED", "CONFLICT"} & set(site.states())
             assert site.status()["destination"]["paused"]
 
             gateway.is_silent = False
-            site.wait_for({"CONFIRMED": 12 + was_well}, within_seconds=60)
+            site.wait_for({"CONFIRMED": 12 + was_well})
             wait_until(lambda: "silent" not in site.stopped(), what="the end of the alarm")
 
 
@@ -530,7 +530,7 @@ def test_server_that_stores_without_a_word_is_no_outage(tmp_path: Path, server: 
         with site.start():
             for number in range(12):
                 drop(site, f"image{number}", make_image().content)
-            site.wait_for({"CONFIRMED": 12}, within_seconds=90)
+            site.wait_for({"CONFIRMED": 12})
             wait_until(lambda: not site.stopped(), what="the end of any alarm")
 
 

@@ -135,7 +135,7 @@ def test_server_that_gives_no_copy_back_is_told_and_the_first_copy_ends_it(
         for number in range(3):
             drop(site, f"image{number}", make_image().content)
         with rooms(site) as daemon:
-            turn_until(daemon, lambda: alarm_of(daemon), what="an alarm", within_seconds=30)
+            turn_until(daemon, lambda: alarm_of(daemon), what="an alarm")
             alarm = alarm_of(daemon)
             assert alarm is not None
             assert words in alarm.note
@@ -159,7 +159,7 @@ def test_server_that_refuses_to_be_read_is_told_within_a_minute_with_what_to_do(
         drop(site, "image", make_image().content)
         with site.start():
             wait_until(lambda: gateway.withheld, what="a retrieve")
-            wait_until(lambda: site.stopped() == {"not_retrieved"}, what="an alarm", within_seconds=75)
+            wait_until(lambda: site.stopped() == {"not_retrieved"}, what="an alarm")
             assert site.command("status", "--exit-code").returncode == 1
             said = " ".join(site.command("explain", "1").stdout.split())
             assert "its copy could not be had" in said
@@ -200,7 +200,7 @@ def test_one_file_that_the_server_cannot_give_back_is_no_outage(
                 assert alarm_of(daemon) is None
                 return alarm_of(daemon, "not_told")
 
-            turn_until(daemon, is_told, what="the end of its grace time", within_seconds=30)
+            turn_until(daemon, is_told, what="the end of its grace time")
             assert gateway.withheld >= 2
             (entry,) = (entry for entry in queries.entries(daemon.ledger) if entry.state is not State.CONFIRMED)
             assert entry.state is State.STORED
@@ -218,7 +218,7 @@ def test_server_that_cannot_be_searched_is_told_where_that_is_what_proves(tmp_pa
         )
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
-            turn_until(daemon, lambda: alarm_of(daemon, "not_searched"), what="an alarm", within_seconds=30)
+            turn_until(daemon, lambda: alarm_of(daemon, "not_searched"), what="an alarm")
             (entry,) = queries.entries(daemon.ledger)
             assert (entry.state, "403" in entry.note) == (State.STORED, True)
 
@@ -235,7 +235,7 @@ def test_feed_that_cannot_be_read_is_told(tmp_path: Path, server: Emulator, soon
         site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m", "interval": "1s"})
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
-            turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read"), what="an alarm", within_seconds=30)
+            turn_until(daemon, lambda: alarm_of(daemon, "feed_not_read"), what="an alarm")
             alarm = alarm_of(daemon, "feed_not_read")
             assert alarm is not None
             assert "answered 403 Forbidden" in alarm.note
@@ -288,7 +288,7 @@ def test_alarm_ends_with_the_last_file_that_waits_for_it(tmp_path: Path, server:
         site = Site(tmp_path / "site", front.url, reconcile={"grace": "15m"})
         drop(site, "image", make_image().content)
         with rooms(site) as daemon:
-            turn_until(daemon, lambda: alarm_of(daemon), what="an alarm", within_seconds=30)
+            turn_until(daemon, lambda: alarm_of(daemon), what="an alarm")
 
             daemon.gates.claims.shut("test")
             (entry,) = queries.entries(daemon.ledger)

@@ -23,6 +23,7 @@ from ingestd.reconciler import Finding, needs_comparison
 from tests.builders import fresh_uid, write_instance
 from tests.daemon.test_promise import configure, running
 from tests.ledgers import statements_of
+from tests.patience import PATIENCE
 from tests.running import Site, TookTooLongError, wait_until
 from tests.serving import only_server, only_workers
 
@@ -52,7 +53,7 @@ def somebody_else(site: Site) -> Iterator[Ledger]:
         yield ledger
 
 
-def turn_until(daemon: Daemon, condition: Callable[[], object], *, what: str, within_seconds: float = 20.0) -> None:
+def turn_until(daemon: Daemon, condition: Callable[[], object], *, what: str, within_seconds: float = PATIENCE) -> None:
     """Tick until it holds."""
     give_up_at = time.monotonic() + within_seconds
     while not condition():
@@ -265,7 +266,7 @@ def test_once_nothing_is_left_to_post_the_feed_is_read_again_soon(tmp_path: Path
     server.faults.add("late_feed", seconds=1)
     write_instance(site.drop / "image")
 
-    done = site.run_once(within_seconds=60)
+    done = site.run_once()
 
     assert done.returncode == 0, done.stdout
     assert site.states() == {"CONFIRMED": 1}

@@ -115,7 +115,7 @@ def test_post_on_a_slow_line_is_small(tmp_path: Path, server: Emulator):
             return ledger.fetch_all(text("SELECT max(instances) AS most FROM attempt"))[0].most
 
     with site.start():
-        wait_until(lambda: most() == 2, what="a post of two", within_seconds=40)
+        wait_until(lambda: most() == 2, what="a post of two")
     assert most() == 2
 
 

@@ -34,6 +34,7 @@ from ingestd.emulator import (
 from tests.builders import fresh_uid
 from tests.emulating import EmulatorProcess, dataset_of
 from tests.emulator_peer import ANY_FILE, BOUNDARY, JSON, Peer, creating, multipart, path_of, reasons, scan, stored
+from tests.patience import PATIENCE
 from tests.running import PROGRAM, environment
 
 
@@ -256,7 +257,7 @@ def test_late_feed_and_index_lag_end_by_themselves(server, peer):
 
     assert seen() == (False, False)
     assert is_there(peer, study)
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + PATIENCE
     while seen() != (True, True):
         assert time.monotonic() < give_up_at
         time.sleep(0.02)
@@ -269,7 +270,7 @@ def test_commit_delay_shows_45071_to_a_second_store(server, peer):
     first = threading.Thread(target=lambda: answers.append(peer.store(scan(**uids))))
     first.start()
     with Peer(server.root) as other:
-        give_up_at = time.monotonic() + 10
+        give_up_at = time.monotonic() + PATIENCE
         while not (second := reasons(other.store(scan(**uids)))):
             assert time.monotonic() < give_up_at
     first.join()
@@ -376,7 +377,7 @@ def test_client_that_goes_away_leaves_nothing_but_a_line(server, peer):
     at = len(server.requests)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head.encode() + body)
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + PATIENCE
     while len(server.requests) == at:
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
@@ -528,7 +529,7 @@ def test_tags_that_change_during_a_store_fail_it_with_272():
         storing = threading.Thread(target=lambda: answers.append(peer.store(scan(**uids))))
         storing.start()
         with Peer(server.root) as other:
-            give_up_at = time.monotonic() + 10
+            give_up_at = time.monotonic() + PATIENCE
             while not creating(server):
                 assert time.monotonic() < give_up_at
             added = other.call("POST", "/extendedquerytags", json=[{"path": "PatientAge", "level": "Study"}])

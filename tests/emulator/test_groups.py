@@ -19,6 +19,7 @@ from ingestd.emulator.storage.update import update
 from tests.builders import fresh_uid
 from tests.emulating import dataset_of, stores
 from tests.emulator_peer import ANY_FILE, Peer, creating, path_of, reasons, scan, stored
+from tests.patience import PATIENCE
 
 LARGE = {0x7FE00010: ("OW", bytes(range(256)) * 400)}
 
@@ -54,7 +55,7 @@ def together(server: Emulator, sends: Sequence[Callable[[Peer], requests.Respons
             before = archive.log._count
             threads.append(threading.Thread(target=call, args=(number, send)))
             threads[-1].start()
-            give_up_at = time.monotonic() + 10
+            give_up_at = time.monotonic() + PATIENCE
             while archive.log._count == before:
                 assert time.monotonic() < give_up_at
                 time.sleep(0.001)
@@ -146,7 +147,7 @@ def test_post_whose_commit_is_delayed_holds_up_nobody(server):
     uids = {"study": fresh_uid(), "series": fresh_uid(), "sop": slow}
     delayed = threading.Thread(target=lambda: storing(scan(**uids))(Peer(server.root)))
     delayed.start()
-    give_up_at = time.monotonic() + 10
+    give_up_at = time.monotonic() + PATIENCE
     while not creating(server):
         assert time.monotonic() < give_up_at
         time.sleep(0.001)
@@ -228,7 +229,7 @@ def test_update_passes_over_an_instance_that_is_deleted_while_it_runs(server):
         updating = threading.Thread(target=lambda: results.append(update(archive, given)))
         with archive.index._lock:
             updating.start()
-            give_up_at = time.monotonic() + 10
+            give_up_at = time.monotonic() + PATIENCE
             while not any(archive.files.incoming.iterdir()):  # the first is changed, so the others are known
                 assert time.monotonic() < give_up_at
                 time.sleep(0.001)

@@ -22,6 +22,7 @@ from tests.builders import dataset_bytes, fresh_uid, part10
 from tests.emulating import Identity, file_of, stores
 from tests.invariants import Invariants, World, digest_of
 from tests.ledgers import read_whole
+from tests.patience import PATIENCE
 from tests.running import QUICK_INBOX, Daemon, Site, wait_until
 from tests.torture.feeding import Kind, Written
 from tests.torture.watching import BETWEEN
@@ -205,7 +206,7 @@ class Gateways:
         """How many deliveries are in each state."""
         return dict(self.sql("SELECT state, count(*) FROM delivery GROUP BY state"))
 
-    def wait_for(self, *, within_seconds: float = 40.0, **states: int) -> None:
+    def wait_for(self, *, within_seconds: float = PATIENCE, **states: int) -> None:
         """Return when the ledger has exactly these deliveries by state."""
 
         def has_come() -> bool:
@@ -216,7 +217,7 @@ class Gateways:
         except AssertionError as error:
             raise AssertionError(f"{error}; the ledger has {self.states()}") from None
 
-    def wait_confirmed(self, *, within_seconds: float = 60.0) -> None:
+    def wait_confirmed(self, *, within_seconds: float = PATIENCE) -> None:
         """Return when all that was written is CONFIRMED."""
         self.wait_for(CONFIRMED=len(self.written), within_seconds=within_seconds)
 

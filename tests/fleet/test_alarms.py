@@ -28,14 +28,14 @@ def test_source_that_another_removes_is_told_of_no_more(tmp_path: Path, server: 
     ):
         a = two.start("a", env=Injector(library, tmp_path / "rule", keeps, f"{drop}/").environment)
         two.feed(1)
-        wait_until(lambda: two.sql(_ALARMS), what="the alarm", within_seconds=90)
+        wait_until(lambda: two.sql(_ALARMS), what="the alarm")
 
         b = two.start("b")
         divided(two, a, b)
         assert two.drop.name in two.claims()[two.worker_of(b)]
         wait_until(lambda: not list(two.drop.glob("IM*")), what="the removal")
 
-        wait_until(lambda: not two.sql(_ALARMS), what="the end of the alarm", within_seconds=20)
+        wait_until(lambda: not two.sql(_ALARMS), what="the end of the alarm")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.fleet.gateways import LEASE, Gateways
+from tests.patience import PATIENCE
 from tests.running import Daemon, wait_until
 from tests.wire import Wire
 
@@ -71,7 +72,7 @@ def stay_away(both: Gateways, wire: Wire, *, seconds: float, lease: float, watch
 
     wire.refuse(False)
     began_at = time.monotonic()
-    both.wait_confirmed(within_seconds=120 + came / 10)
+    both.wait_confirmed(within_seconds=PATIENCE + came / 10)
     took = time.monotonic() - began_at
     for worker in workers:
         worker.expect_alive()

@@ -203,7 +203,7 @@ def test_database_that_hangs_for_some_leases_is_waited_for(tmp_path: Path, serve
             time.sleep(5 * LEASE)
             cluster.go_on()
 
-            both.wait_confirmed(within_seconds=120)
+            both.wait_confirmed()
             assert both.check() == []
             assert set(both.posted().values()) == {1}
 
@@ -356,9 +356,9 @@ def test_database_whose_disk_is_full_is_waited_for(tmp_path: Path, server: Emula
             shutil.chown(filler, "postgres")
 
             both.feed(400)
-            wait_until(lambda: has_told(a, "LedgerFull"), what="the word of it", within_seconds=40)
+            wait_until(lambda: has_told(a, "LedgerFull"), what="the word of it")
             filler.unlink()
 
-            both.wait_confirmed(within_seconds=90)
+            both.wait_confirmed()
             assert b.is_running()
             assert both.check() == []

@@ -105,7 +105,7 @@ def test_same_file_in_two_folders_at_once_is_sent_once(four: Gateways):
         states = four.states()
         return states.keys() <= {"CONFIRMED", "DUPLICATE"} and states.get("CONFIRMED") == len(four.written)
 
-    wait_until(is_settled, what="the end of all", within_seconds=40)
+    wait_until(is_settled, what="the end of all")
     assert set(four.posted().values()) == {1}
 
 
@@ -152,7 +152,7 @@ def test_worker_that_ends_gives_all_up_while_its_last_post_goes_on(four: Gateway
     divided(four, a, b)
 
     a.process.send_signal(signal.SIGTERM)
-    wait_until(lambda: len(four.claims()[four.worker_of(b)]) == len(four.drops) + 1, what="all", within_seconds=10)
+    wait_until(lambda: len(four.claims()[four.worker_of(b)]) == len(four.drops) + 1, what="all")
     assert a.is_running()
     writes = "SELECT writes FROM worker WHERE id = %s"
     ((before,),) = four.sql(writes, four.worker_of(a))
@@ -201,7 +201,7 @@ def test_worker_that_is_stopped_for_ten_leases_loses_its_part_and_ends(four: Gat
 
     assert a.wait() != 0
     assert "was ended because it was silent" in a.tail()
-    four.wait_confirmed(within_seconds=120)
+    four.wait_confirmed()
     assert four.check() == []
     assert set(four.posted().values()) == {1}
 
@@ -217,7 +217,7 @@ def test_folder_that_one_does_not_see_is_taken_from_by_another_or_told_of(
         a = two.start("a")
         b = two.start("b", env=Injector(library, tmp_path / "rule", blinds, f"{nas}/").environment)
 
-        wait_until(lambda: two.claims().get(two.worker_of(b)) == {here.name}, what="its part", within_seconds=20)
+        wait_until(lambda: two.claims().get(two.worker_of(b)) == {here.name}, what="its part")
         assert two.claims()[two.worker_of(a)] == {there.name, "upkeep"}
         feed_all(two)
         two.wait_confirmed()

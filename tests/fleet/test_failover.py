@@ -41,7 +41,7 @@ def test_failover_that_loses_no_commit_loses_nothing(tmp_path: Path, server: Emu
         both.feed(20)
         standby.promote()
 
-        both.wait_confirmed(within_seconds=120)
+        both.wait_confirmed()
         assert both.check() == []
         primary.start()
         primary.stop()

@@ -24,7 +24,7 @@ def test_pause_of_another_ends_where_we_send(both: Gateways):
     both.feed(1)
     both.wait_confirmed()
 
-    wait_until(lambda: not both.sql(_PAUSED), what="the end of the pause", within_seconds=15)
+    wait_until(lambda: not both.sql(_PAUSED), what="the end of the pause")
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def followed(one: Gateways, a: Daemon, *, killed: bool) -> None:
     with stopped(a):
         began_at = time.monotonic()
         b = one.start("b")
-        one.wait_held_by(b, within_seconds=60)
+        one.wait_held_by(b)
         if killed:
             a.kill()
             return
@@ -59,7 +59,7 @@ def expect_all(one: Gateways, a: Daemon, *, killed: bool) -> None:
     if not killed:
         expect_end(a)
     removed = "SELECT count(*) FROM file WHERE removed_at IS NOT NULL"
-    wait_until(lambda: one.sql(removed) == [(FILES,)], what="the removals", within_seconds=150)
+    wait_until(lambda: one.sql(removed) == [(FILES,)], what="the removals")
     assert one.states() == {"CONFIRMED": FILES}
     assert one.check(retain=RETAIN, now=datetime.now(UTC)) == []
     assert set(one.posted().values()) == {1}
@@ -89,7 +89,7 @@ def test_worker_that_is_stopped_before_a_call(one: Gateways, library: Path, poin
     a = one.start("a", env=Injector(library, one.spool.parent / "rule", stops, str(folder)).environment)
     one.put_elsewhere()
     one.feed(FILES)
-    wait_until(lambda: stops_itself(a), what="the call", within_seconds=30)
+    wait_until(lambda: stops_itself(a), what="the call")
 
     followed(one, a, killed=killed)
 

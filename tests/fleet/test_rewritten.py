@@ -33,6 +33,6 @@ def test_file_of_anothers_inbox_that_was_rewritten_is_taken_in_anew(tmp_path: Pa
         with kept.open("r+b") as written:
             written.truncate(0)
             written.write(new)
-        wait_until(lambda: sop in two.posted(), what="the new arrival", within_seconds=200)
+        wait_until(lambda: sop in two.posted(), what="the new arrival")
         assert len(set(two.sql("SELECT relative_path FROM file"))) == 1
         assert len(two.sql("SELECT id FROM file")) == 2

@@ -18,10 +18,8 @@ def test_folder_that_nobody_sees_is_told_of(tmp_path: Path, server: Emulator, da
     with gateways(tmp_path, server, database, more_drops=1) as two:
         shutil.rmtree(two.drops[1])
         two.start("a"), two.start("b")
-        wait_until(lambda: two.sql("SELECT kind FROM alarm WHERE kind = 'inbox'"), what="the alarm", within_seconds=30)
+        wait_until(lambda: two.sql("SELECT kind FROM alarm WHERE kind = 'inbox'"), what="the alarm")
         two.drops[1].mkdir()
         feed_all(two)
         two.wait_confirmed()
-        wait_until(
-            lambda: not two.sql("SELECT kind FROM alarm WHERE kind = 'inbox'"), what="its end", within_seconds=30
-        )
+        wait_until(lambda: not two.sql("SELECT kind FROM alarm WHERE kind = 'inbox'"), what="its end")

@@ -29,7 +29,7 @@ def followed(both: Gateways, a: Daemon, b: Daemon, meanwhile: Callable[[], objec
     """Have ``a`` stopped for ten leases, while ``b`` takes over, and see it end."""
     with stopped(a):
         began_at = time.monotonic()
-        both.wait_held_by(b, within_seconds=60)
+        both.wait_held_by(b)
         meanwhile()
         time.sleep(max(0.0, TEN_LEASES - (time.monotonic() - began_at)))
     expect_end(a)
@@ -133,7 +133,7 @@ def test_post_that_was_stopped_is_sent_by_the_next_worker_alone(both: Gateways):
     time.sleep(6)
 
     assert both.posted() == {}, "its end never left"
-    both.wait_confirmed(within_seconds=120)
+    both.wait_confirmed()
     assert both.check() == []
     assert set(both.posted().values()) == {1}
 
@@ -145,12 +145,12 @@ def test_unlink_that_comes_late_takes_nothing_of_others(both: Gateways, library:
     b = both.start("b", **retained)
     both.put_elsewhere()
     both.feed(3)
-    wait_until(lambda: stops_itself(a), what="the unlink", within_seconds=40)
+    wait_until(lambda: stops_itself(a), what="the unlink")
 
     followed(both, a, b, lambda: both.feed(2))
 
     removed = "SELECT count(*) FROM file WHERE removed_at IS NOT NULL"
-    wait_until(lambda: both.sql(removed) == [(5,)], what="the removals", within_seconds=40)
+    wait_until(lambda: both.sql(removed) == [(5,)], what="the removals")
     assert both.check(retain=timedelta(seconds=1), now=datetime.now(UTC)) == []
     assert set(both.posted().values()) == {1}
 
@@ -167,10 +167,10 @@ def test_commit_that_was_stopped_is_durable_and_acted_upon_by_one(wired: Gateway
         assert held.wait(20)
         with stopped(a):
             b = wired.start("b")
-            wired.wait_held_by(b, within_seconds=60)
+            wired.wait_held_by(b)
             time.sleep(TEN_LEASES)
     expect_end(a)
 
-    wired.wait_confirmed(within_seconds=120)
+    wired.wait_confirmed()
     assert wired.check() == []
     assert set(wired.posted().values()) == {1}

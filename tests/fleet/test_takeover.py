@@ -63,7 +63,7 @@ def test_study_that_was_being_sent_goes_on_though_what_became_of_that_is_not_kno
 
     wait_until(lambda: late.sop_uid in both.posted(), what="the next post", within_seconds=LEASE + GRACE)
     assert cut.sop_uid not in both.posted()
-    both.wait_confirmed(within_seconds=120)
+    both.wait_confirmed()
     assert both.check() == []
     assert set(both.posted().values()) == {1}
 

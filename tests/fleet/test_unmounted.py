@@ -39,4 +39,4 @@ def test_folder_whose_share_is_not_mounted_here_is_taken_from_by_who_has_it(
         assert two.claims()[two.worker_of(a)] == {here.name, "upkeep"}
 
         two.feed(3, drop=share)
-        two.wait_confirmed(within_seconds=40)
+        two.wait_confirmed()

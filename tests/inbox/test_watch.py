@@ -18,6 +18,7 @@ from ingestd.inbox import Leave, Watch
 from ingestd.inbox.hints import MOST_EVENTS, MOST_FOLDERS, MOST_PATHS, Hints
 from ingestd.inbox.watch import Watcher
 from tests.inboxing import Desk, candidate_of, policy, quick_folder, scan_now
+from tests.patience import PATIENCE
 
 SYSCTL = Path("/proc/sys/fs/inotify")
 
@@ -137,7 +138,7 @@ def test_folder_that_comes_whole_is_named_once_not_file_by_file(tmp_path, drop):
     try:
         (tmp_path / "study").rename(drop / "study")
         (drop / "last").write_bytes(b"x")
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while "last" not in paths and time.monotonic() < end:
             more, named, _ = watcher.hints.take()
             paths.update(more)
@@ -470,7 +471,7 @@ def test_closing_leaves_no_thread_and_no_descriptor(tmp_path, drop):
     for _ in range(3):
         with armed(tmp_path):
             pass
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and (threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))) != before:
         time.sleep(0.01)
 

@@ -171,13 +171,13 @@ def test_vanished_folder_is_an_alarm_and_not_a_deletion(site: Site):
         def alarm() -> str:
             return str(json.loads(site.command("status", "--json").stdout)["inboxes"][0]["alarm"])
 
-        wait_until(alarm, what="the alarm", within_seconds=45)
+        wait_until(alarm, what="the alarm")
         assert daemon.is_running()
         assert site.states() == {"CONFIRMED": 1}
 
         (site.folder / "elsewhere").rename(site.drop)
         write_instance(site.drop / "second")
-        site.wait_for({"CONFIRMED": 2}, within_seconds=60)
+        site.wait_for({"CONFIRMED": 2})
 
 
 def test_killed_while_posting_it_asks_before_it_sends_again(site: Site, server: Emulator):
@@ -218,7 +218,7 @@ def test_file_in_the_spool_without_a_row_is_admitted_under_the_name_it_was_dropp
 
     assert orphans > 0
     with site.start():
-        site.wait_for({"CONFIRMED": len(dropped)}, within_seconds=60)
+        site.wait_for({"CONFIRMED": len(dropped)})
     assert {entry.relative_path for entry in site.entries()} == dropped
     assert watch.scene().candidates == 0
 
@@ -257,12 +257,12 @@ def test_admission_stops_before_the_disk_is_full_and_resumes(small_disk: Path, t
         write_instance(drop / "image")
         wait_until(lambda: site.stopped() == {"disk_low"}, what="the line that says why")
         assert site.command("status", "--exit-code").returncode == 1
-        wait_until(lambda: reported(site)["files_seen"], what="a report with the file", within_seconds=45)
+        wait_until(lambda: reported(site)["files_seen"], what="a report with the file")
         assert site.states() == {}
         assert (drop / "image").exists()
 
         ballast.unlink()
-        site.wait_for({"CONFIRMED": 1}, within_seconds=45)
+        site.wait_for({"CONFIRMED": 1})
         assert site.stopped() == set()
         assert site.command("status", "--exit-code").returncode == 0
 
@@ -300,12 +300,12 @@ def test_spool_without_room_leaves_the_file_where_it_is_until_there_is(
         fill(ballast, leave_bytes=100_000)
         path = write_instance(site.drop / "image", rows=1000, columns=1000)
         content = path.read_bytes()
-        wait_until(lambda: says(daemon, "inbox.not_taken"), what="word of the full spool", within_seconds=30)
+        wait_until(lambda: says(daemon, "inbox.not_taken"), what="word of the full spool")
         assert path.read_bytes() == content
         assert site.states() == {}
 
         ballast.unlink()
-        site.wait_for({"CONFIRMED": 1}, within_seconds=60)
+        site.wait_for({"CONFIRMED": 1})
         wait_until(lambda: not path.exists(), what="the source's removal")
 
 
@@ -328,13 +328,13 @@ def test_ledger_that_cannot_be_written_is_told_by_status(small_disk: Path, tmp_p
         fill(small_disk / "ballast", leave_bytes=0)
         for number in range(3):
             write_instance(site.drop / str(number))
-        wait_until(lambda: site.stopped() == {"ledger_failed"}, what="the line that says why", within_seconds=60)
+        wait_until(lambda: site.stopped() == {"ledger_failed"}, what="the line that says why")
         told = site.status()
         assert not told["healthy"]
         assert told["oldest_unconfirmed_seconds"] >= 0
         assert site.command("status", "--exit-code").returncode == 1
 
         (small_disk / "ballast").unlink()
-        wait_until(lambda: not site.stopped(), what="its end", within_seconds=60)
-        wait_until(lambda: len(list(site.drop.iterdir())) == 0, what="the files", within_seconds=60)
+        wait_until(lambda: not site.stopped(), what="its end")
+        wait_until(lambda: len(list(site.drop.iterdir())) == 0, what="the files")
         assert daemon.terminate() == 0

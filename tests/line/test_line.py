@@ -358,7 +358,7 @@ def test_object_deleted_on_the_server_is_reported_and_not_sent_again(site: Site,
         site.wait_for({"CONFIRMED": 1})
         delete(server.url, image.identity)
         # It was proven by its content, and nothing waits: the feed is read once a minute.
-        site.wait_for({"DELETED": 1}, within_seconds=90)
+        site.wait_for({"DELETED": 1})
 
         assert site.command("status", "--exit-code").returncode == 1
         drop(site, "exported again", image.content)
@@ -434,7 +434,7 @@ def test_file_that_kills_its_reader_is_rejected_and_the_daemon_lives(tmp_path: P
                 os.kill(child, signal.SIGKILL)
             return site.states() == {"REJECTED": 1}
 
-        wait_until(is_rejected, what="that it is rejected", within_seconds=60, every=0.05)
+        wait_until(is_rejected, what="that it is rejected", every=0.05)
         drop(site, "image", image.content)
         site.wait_for({"REJECTED": 1, "CONFIRMED": 1})
         assert daemon.is_running()

@@ -172,6 +172,6 @@ def test_one_sop_instance_uid_in_two_series_is_confirmed_in_both(site: Site, ort
         (site.drop / f"image{number}").write_bytes(content)
 
     with site.start():
-        site.wait_for({"CONFIRMED": 2}, within_seconds=40)
+        site.wait_for({"CONFIRMED": 2})
 
     assert all(entry.compared for entry in site.entries())

@@ -69,7 +69,7 @@ def test_file_that_is_too_large_fails_soon_with_the_reason_once_the_server_said_
     image = make_image()
     drop(site, "image", image.content)
 
-    done = site.run_once(within_seconds=20)
+    done = site.run_once()
 
     (entry,) = site.entries()
     assert (done.returncode, entry.state, entry.reason) == (1, "FAILED", "too_large")

@@ -14,6 +14,7 @@ from ingestd.reader import CompareJob, InspectJob, ReaderPool
 from ingestd.reader.child_process import PendingJob
 from ingestd.reader.schedule import Schedule
 from tests.builders import element, instance_bytes, part10
+from tests.patience import PATIENCE
 
 _UIDS = {0x00080018: "1.2.3", 0x0020000D: "1.2.4", 0x0020000E: "1.2.5"}
 
@@ -38,7 +39,7 @@ def test_small_file_does_not_wait_for_slow_ones_and_those_are_read_in_the_end(pr
         readers.submit_all([*jobs, last])
         order: list[int] = []
         died: list[str] = []
-        give_up_at = boottime() + 120
+        give_up_at = boottime() + PATIENCE
         while len(order) < 3:
             assert wake.wait(give_up_at - boottime()), f"only {order} came"
             wake.clear()
@@ -104,7 +105,7 @@ def pending(serial: int, size_bytes: int, *, priority: int = 0) -> PendingJob:
 def in_order(readers: ReaderPool, wake: threading.Event, count: int) -> list[int]:
     """The keys of so many results, as they come."""
     order: list[int] = []
-    give_up_at = boottime() + 120
+    give_up_at = boottime() + PATIENCE
     while len(order) < count:
         assert wake.wait(give_up_at - boottime()), f"only {order} came"
         wake.clear()

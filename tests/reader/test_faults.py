@@ -14,10 +14,10 @@ import pytest
 from ingestd.instance import Verdict
 from ingestd.reader import InspectJob, Read, ReaderPool
 from tests.builders import write_instance
+from tests.patience import PATIENCE
 from tests.running import environment
 from tests.torture.failing import Fault, Injector
 
-WITHIN_SECONDS = 30.0
 ALWAYS = 0
 # Submits files one after the other, each once the one before is back, as a daemon does on a quiet day.
 POOL = """
@@ -62,7 +62,7 @@ def read(job: InspectJob) -> Read:
     readers = ReaderPool(processes=1, wake=wake.set)
     try:
         readers.submit(job)
-        assert wake.wait(WITHIN_SECONDS)
+        assert wake.wait(PATIENCE)
         (found,) = readers.collect()
     finally:
         readers.close()

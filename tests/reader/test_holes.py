@@ -12,8 +12,8 @@ import pytest
 from ingestd.instance import Inspection, Verdict
 from ingestd.reader import InspectJob, ReaderPool
 from tests.builders import instance_bytes, write_instance
+from tests.patience import PATIENCE
 
-WITHIN_SECONDS = 60.0
 TERABYTE = 1 << 40
 
 
@@ -21,7 +21,7 @@ def inspections(*jobs: InspectJob) -> dict[int, Inspection]:
     wake = threading.Event()
     readers = ReaderPool(processes=2, wake=wake.set)
     found: dict[int, Inspection] = {}
-    give_up_at = time.monotonic() + WITHIN_SECONDS
+    give_up_at = time.monotonic() + PATIENCE
     try:
         readers.submit_all(jobs)
         while len(found) < len(jobs):

@@ -23,8 +23,7 @@ from ingestd.reader.reply_buffer import Reply, ReplyBuffer
 from ingestd.reader.shared_progress import SharedProgress
 from tests.builders import EXPLICIT, IMPLICIT, RLE, element, fresh_uid, instance_bytes, sequence, write_instance
 from tests.inline_readers import InlineReaders
-
-WITHIN_SECONDS = 30.0
+from tests.patience import PATIENCE
 
 
 class Reading:
@@ -43,7 +42,7 @@ class Reading:
 
     def collect(self, count: int) -> list[Read]:
         found: list[Read] = []
-        give_up_at = time.monotonic() + WITHIN_SECONDS
+        give_up_at = time.monotonic() + PATIENCE
         while len(found) < count:
             assert self._wake.wait(give_up_at - time.monotonic()), f"{len(found)} of {count} came"
             self._wake.clear()
@@ -87,7 +86,7 @@ def stat_of(path: Path) -> SourceStat:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + WITHIN_SECONDS
+    give_up_at = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < give_up_at, "it did not come to pass"
         time.sleep(0.005)

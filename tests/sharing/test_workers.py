@@ -89,12 +89,12 @@ class Workers:
             return dict(self.sql("SELECT state, count(*) FROM delivery GROUP BY state"))
 
         try:
-            wait_until(lambda: states() == {"CONFIRMED": len(self.dropped)}, what="all", within_seconds=60.0)
+            wait_until(lambda: states() == {"CONFIRMED": len(self.dropped)}, what="all")
         except AssertionError as error:
             raise AssertionError(f"{error}: {states()}\n{[each.tail(20) for each in self._daemons]}") from None
         assert sorted(line["sop"] for line in stores(self._server.requests)) == sorted(self.dropped)
         left = len(self.dropped) if kept is None else kept
-        wait_until(lambda: self.kept() == left, what=f"{left} kept", within_seconds=40.0)
+        wait_until(lambda: self.kept() == left, what=f"{left} kept")
         wait_until(lambda: not tree(self.drop), what="an empty drop folder")
 
     def kept(self) -> int:
@@ -130,14 +130,14 @@ def test_worker_that_sees_its_spool_no_more_is_followed_and_loses_nothing(worker
     FAULTS[fault](here)
     workers.feed()
 
-    wait_until(lambda: workers.holds(b), what="the take-over", within_seconds=30.0)
+    wait_until(lambda: workers.holds(b), what="the take-over")
     workers.wait_confirmed()
     here.heals()
     assert a.wait() != 0
     again = workers.start(0)
     assert not workers.holds(again)
     b.terminate()
-    wait_until(lambda: workers.holds(again), what="the one that is back", within_seconds=20.0)
+    wait_until(lambda: workers.holds(again), what="the one that is back")
     workers.feed()
     workers.wait_confirmed()
 
@@ -165,7 +165,7 @@ def test_what_another_had_is_taken_only_by_who_sees_the_spool(workers: Workers, 
     if fault == "hanging":
         assert b.wait() != 0
         b = workers.start(1)
-    wait_until(lambda: workers.holds(b), what="the take-over", within_seconds=20.0)
+    wait_until(lambda: workers.holds(b), what="the take-over")
     there.heals()
     workers.wait_confirmed()
 
