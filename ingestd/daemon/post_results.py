@@ -133,6 +133,8 @@ class PostResults:
             self._refused_in_row += 1
         elif result.answered:
             self._refused_in_row = 0
+        else:
+            return  # no answer says nothing of it
         every = self._refused_in_row >= _REFUSED_IN_ROW_UNTIL_TOLD
         self._alarms.set(
             "refused",

@@ -340,6 +340,11 @@ def test_a_wrong_path_on_the_server_is_told(tmp_path):
             wait_until(lambda: site.entries()[0].attempts > attempts, what="another post")
             assert site.status()["destination"]["last_ok_at"] == answered_at
 
+            server.faults.add("drop_before_body", method="POST")
+            wait_until(lambda: site.states() == {"UNCERTAIN": 1}, what="a post without an answer")
+            (line,) = site.status()["stopped_because"]
+            assert "(last with HTTP 404)" in line["note"]
+
 
 @pytest.mark.slow
 def test_an_immutable_file_is_told(tmp_path):
