@@ -8,6 +8,10 @@ The settings and why (PostgreSQL documentation: runtime-config-client, runtime-c
 - ``idle_in_transaction_session_timeout``: who holds the lock and stands still is ended, and what it did is undone; so
   does whoever waited for the lock (``postgres``).
   ``lock_timeout``, ``statement_timeout``, ``tcp_user_timeout``: nobody waits for ever.
+- ``default_transaction_isolation``: a transaction that has one snapshot takes it before it waits for its lock, and sees
+  nothing of what was written until it got that.
+- ``datestyle``, ``standard_conforming_strings``, ``array_nulls``: by others psycopg reads no dates, sends other bytes
+  than it was given, and "NULL" for nothing.
 - ``jit``: compiling a statement takes longer than it does.
 
 **A failover.** A standby that takes the server's place, or a backup that is restored, is on a timeline of its own, and
@@ -53,7 +57,11 @@ _NO_ANSWER_SECONDS, _REST_SECONDS_MOST = 1.0, 10.0
 _SETTINGS = f"""SET lock_timeout = '{BUSY_SECONDS}s';
     SET statement_timeout = '120s';
     SET idle_in_transaction_session_timeout = '20s';
+    SET default_transaction_isolation = 'read committed';
     SET client_encoding = 'UTF8';
+    SET datestyle = 'ISO';
+    SET standard_conforming_strings = on;
+    SET array_nulls = on;
     SET jit = off;
     SELECT set_config('synchronous_commit', 'on', false)
         WHERE current_setting('synchronous_commit') IN ('off', 'local')"""
