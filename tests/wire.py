@@ -81,6 +81,10 @@ class Wire:
         """Refuse new connections, as a host on which nothing listens, or take them again; those there are stay."""
         self._do(self._refuse(refused))
 
+    def is_used(self) -> bool:
+        """Whether anybody is connected."""
+        return bool(self._carried)
+
     def cut(self) -> None:
         """Reset all connections, at both ends."""
         self._do(self._cut())

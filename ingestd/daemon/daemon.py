@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import structlog
 
@@ -192,11 +193,19 @@ def spool_of(config: Config) -> Spool:
     path = config.spool.path.absolute()
     # That of `send` lies in the other: where that one's disk is not mounted, it is no place for this one.
     places = [path.parent, path] if config.spool.is_for_send else [path]
-    if config.ledger_file is None and (new := [each for each in places if not os.path.lexists(each / "spool.id")]):
+    if config.ledger_file is None and (new := [each for each in places if not _is_there(each)]):
         with suppress(LedgerMissing), Ledger.open(config.ledger, read_only=True, key=config.spool.search_key) as ledger:
             for each in new:
-                ledger.expect_no_other(each)
+                try:
+                    ledger.expect_no_other(each)
+                except LedgerError:
+                    if not _is_there(each):  # else another worker has just made it, as the first of all
+                        raise
     return Spool(path)
+
+
+def _is_there(spool: Path) -> bool:
+    return os.path.lexists(spool / "spool.id")
 
 
 def _expect_its_ledger(config: Config, spool: Spool) -> None:

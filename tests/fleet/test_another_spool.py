@@ -5,13 +5,21 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from ingestd.config import load
+from ingestd.daemon.daemon import spool_of
+from ingestd.inbox import Spool
+from ingestd.ledger import Writer
 from tests.fleet.gateways import Gateways
+from tests.ledger_builders import open_shared
+from tests.patience import PATIENCE
 from tests.running import wait_until
 from tests.torture.failing import Fault, Injector
+from tests.wire import Wire
 
 
 def test_spool_with_the_id_of_one_that_others_work_on_is_not_worked_on_beside_them(both: Gateways, tmp_path: Path):
@@ -75,3 +83,18 @@ def test_worker_that_was_at_work_when_the_spool_was_made_anew_ends_and_begins_an
     wait_until(lambda: both.worker_of(a) in both.claims(), what="that it works")
     both.feed(4)
     both.wait_confirmed()
+
+
+def test_spool_that_another_makes_while_the_ledger_is_asked_for_one_is_no_other(
+    wired: Gateways, wire: Wire, database: str
+):
+    """Of two gateways that began together, with no spool yet, one ended: its spool was not there, or had another id."""
+    wire.delay_seconds = 0.3
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(spool_of, load(wired.site("b").config_file))
+        wait_until(wire.is_used, what="who has found no spool, and asks", every=0.01)
+        made = Spool(wired.spool)
+        open_shared(database, wired.spool.parent, Writer(made.host, shares=True)).close()
+        wire.delay_seconds = 0.0
+
+        assert found.result(PATIENCE).host == made.host
