@@ -201,7 +201,10 @@ class Server:
         if code.startswith(_FULL):
             return LedgerFull(f"no room is left for the ledger {self.name} ({code}); nothing was changed")
         if code == _READ_ONLY:
-            return self._is_standby()
+            return LedgerAway(
+                f"the ledger {self.name} may only be read: its server has `default_transaction_read_only` on, as"
+                f" some have whose disk is nearly full, or became a standby; {_WAITED_FOR}"
+            )
         what = code or type(error).__name__
         return LedgerError(f"the ledger {self.name} cannot be used: {what}; the server's log has the reason")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ingestd.ledger import Writer, moves, queries
+from ingestd.ledger import LedgerAway, Writer, moves, queries
 from ingestd.lifecycle import State
 from tests.ledger_builders import NOW, admit, arrival, open_shared
 from tests.patience import PATIENCE
@@ -58,3 +58,10 @@ def test_what_another_wrote_while_its_lock_was_waited_for_is_seen(database: str,
                     wait_until(lambda: connection.execute(_WAITS).fetchone(), what="who waits for the lock")
                 moves.admit(tx, [arrival(1)], now=NOW)
             assert seen.result(PATIENCE) == 1
+
+
+def test_database_that_may_only_be_read_is_waited_for_and_called_no_standby(database: str, tmp_path: Path):
+    have(database, "default_transaction_read_only", "on")
+
+    with pytest.raises(LedgerAway, match="may only be read: its server has `default_transaction_read_only` on"):
+        open_shared(database, tmp_path, Writer(HOST, shares=True))
