@@ -26,6 +26,7 @@ class Assignment:
         self.leaving: frozenset[str] = frozenset()  # inboxes that another is to have, once nothing is in hand of them
         self.elsewhere: frozenset[str] = frozenset()  # inboxes that others have
         self.workers = 1  # at work on the spool
+        self.wanted_elsewhere = 0  # bytes of its disk that one of them has not found free
         self.reach = reach
         self.unreached: frozenset[str] = frozenset()  # the destinations that one of them does not reach
         self.reached_elsewhere: frozenset[str] = frozenset()  # those that answered another one lately

@@ -260,6 +260,7 @@ class Stages:
             alarms=self.alarms,
             low_water=low_water,
             waiting=lambda: who_waits(queries.destinations(self._ledger)),
+            wanted_elsewhere=lambda: self._assignment.wanted_elsewhere,
         )
 
     @cached_property

@@ -102,6 +102,7 @@ class _Sight(NamedTuple):
     bars: str
     sight: Mapping[str, int]
     reach: Mapping[str, bool]
+    wants: int
 
 
 class Membership(Stage):
@@ -183,8 +184,8 @@ class Membership(Stage):
         sight = {name: depth for name, depth in known.items() if depth != UNSEEN}
         answered = {name: each.has_answered(now) for name, each in self._assignment.reach.items()}
         reach = {name: answers for name, answers in answered.items() if answers is not None}
-        seen = _Sight(trouble, sight, reach)
-        self._sight = seen if seen != (ours.bars, ours.sight, ours.reach) else None
+        seen = _Sight(trouble, sight, reach, self._disk.wanted_bytes)
+        self._sight = seen if seen != (ours.bars, ours.sight, ours.reach, ours.wants) else None
         return seen
 
     def _note_silent(self, members: Sequence[Member], now: Now) -> None:
@@ -207,6 +208,7 @@ class Membership(Stage):
         silent = {beat.id for beat in self._silent}
         there = [each for each in members if each.beat.id not in silent]
         mine.workers = len(there)
+        mine.wanted_elsewhere = max((each.wants for each in there if each is not ours), default=0)
         mine.elsewhere = frozenset[str]().union(*(each.inboxes for each in members if each is not ours))
         self._ledger.in_turns = len(members) > 1
         self._note(mine.configured & ours.inboxes)
@@ -268,8 +270,8 @@ class Membership(Stage):
         if not (self._silent or self._takes or self._gives or self._sight or has_lost):
             return
         if self._sight is not None:
-            bars, sight, reach = self._sight
-            moves.say_sight(tx, bars=bars, sight=sight, reach=reach)
+            bars, sight, reach, wants = self._sight
+            moves.say_sight(tx, bars=bars, sight=sight, reach=reach, wants=wants)
         ended = [beat for beat in self._silent if moves.end_member(tx, beat)]
         if ended or has_lost:
             # Who ended by itself may have had to let its posts go just now.

@@ -33,9 +33,18 @@ class SpoolDisk(Stage):
     """Looks at the spool's disk."""
 
     def __init__(
-        self, *, spool: Spool, gates: Gates, alarms: Alarms, low_water: int, waiting: Callable[[], str] = str
+        self,
+        *,
+        spool: Spool,
+        gates: Gates,
+        alarms: Alarms,
+        low_water: int,
+        waiting: Callable[[], str] = str,
+        wanted_elsewhere: Callable[[], int] = int,
     ) -> None:
-        """Look at once: what comes first goes by it. ``low_water`` in bytes; ``waiting`` says what fills the disk."""
+        """Look at once: what comes first goes by it. ``low_water`` in bytes; ``waiting`` says what fills the disk,
+        ``wanted_elsewhere`` how much is to be free for what did not fit for others who have it.
+        """
         self._spool = spool
         self._mounted_again = (
             "mount its disk again, or put the folder back; intake goes on by itself; "
@@ -44,6 +53,7 @@ class SpoolDisk(Stage):
         self._gates = gates
         self._alarms = alarms
         self._waiting = waiting
+        self._wanted_elsewhere = wanted_elsewhere
         self._waits, self._tell_at = "", 0.0
         self.low_water = low_water
         self._look_at = 0.0
@@ -52,7 +62,7 @@ class SpoolDisk(Stage):
         self.unwell_since: float | None = None  # (boot clock)
         self.trouble = ""  # why nothing can be taken in here, though there may be room
         self._free: int | None = None  # bytes on the spool's disk, as last seen; None: nobody can say
-        self._wanted = 0  # by files that did not fit, though it is not low
+        self.wanted_bytes = 0  # by files that did not fit, though it is not low
         self._look()
 
     @property
@@ -62,7 +72,7 @@ class SpoolDisk(Stage):
     @property
     def missing_bytes(self) -> int:
         """How much has to go so that there is a little to spare, and what did not fit fits."""
-        spare = max(self._wanted, self.low_water // _SPARE)
+        spare = max(self.wanted_bytes, self._wanted_elsewhere(), self.low_water // _SPARE)
         return 0 if self._free is None else max(0, self.low_water + spare - self._free)
 
     def due_before(self, now: Now, retain: timedelta) -> datetime:
@@ -89,7 +99,7 @@ class SpoolDisk(Stage):
     def _full(self) -> str:
         if self.is_low:
             return "the spool's disk has less free space than low_water, so that nothing is taken in"
-        if self._wanted:
+        if self.wanted_bytes:
             return "files do not fit on the spool's disk (space, a quota, inodes), of which low_water stays free"
         return ""
 
@@ -108,7 +118,7 @@ class SpoolDisk(Stage):
         if self.stands:
             with contextlib.suppress(OSError):
                 self._free = self._spool.free_bytes()
-                self._wanted = self._spool.wanted_bytes()
+                self.wanted_bytes = self._spool.wanted_bytes()
         self._is_well = self._free is not None and not barred
         self.trouble = trouble or barred or ("" if self._is_well else "nobody can say how full its disk is")
         if self._is_well:

@@ -33,14 +33,14 @@ TABLE = """CREATE TABLE IF NOT EXISTS claim (
     since BIGINT NOT NULL,
     PRIMARY KEY (spool_id, name)
 )"""
-_MEMBERS = f"""SELECT worker.id, machine, process, writes, lease_us, alone, bars, sight, reach,
+_MEMBERS = f"""SELECT worker.id, machine, process, writes, lease_us, alone, bars, sight, reach, wants,
         ARRAY(SELECT name FROM claim WHERE worker_id = worker.id) AS claims
     FROM worker WHERE {AT_WORK} ORDER BY worker.id"""  # noqa: S608 - a condition of ours
 _FREE = """DELETE FROM claim USING worker
     WHERE worker.id = claim.worker_id AND claim.spool_id = %s AND ended_at IS NOT NULL"""
 _TAKE = "INSERT INTO claim VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
 _GIVE = "DELETE FROM claim WHERE spool_id = %s AND worker_id = %s AND name = ANY (%s)"
-_SAY = "UPDATE worker SET bars = %s, sight = %s, reach = %s WHERE id = %s"
+_SAY = "UPDATE worker SET bars = %s, sight = %s, reach = %s, wants = %s WHERE id = %s"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +51,7 @@ class Member:
     bars: str  # what keeps it from taking anything over; "": nothing does
     sight: Mapping[str, int]  # the inboxes whose folders it sees, and how deep that is mounted which they lie on
     reach: Mapping[str, bool]  # the destinations that answered it lately (True), or only failed for long
+    wants: int  # bytes of the spool's disk that have to be free for what did not fit there
     claims: frozenset[str]
 
     @property
@@ -77,6 +78,7 @@ def members(connection: Connection, spool_id: int) -> Sequence[Member]:
             bars=row.bars,
             sight=json.loads(row.sight),
             reach=json.loads(row.reach),
+            wants=row.wants,
             claims=frozenset(row.claims),
         )
         for row in connection.exec_driver_sql(_MEMBERS, (spool_id,))
@@ -103,9 +105,11 @@ def claim_work(tx: Transaction, *, takes: Collection[str] = (), gives: Collectio
         tx.connection.exec_driver_sql(_TAKE, (tx.spool_id, name, tx.worker, now))
 
 
-def say_sight(tx: Transaction, *, bars: str, sight: Mapping[str, int], reach: Mapping[str, bool]) -> None:
-    """Have the others see what keeps us from taking anything over ("": nothing), which inboxes we see, and how, and
-    which destinations we reach.
+def say_sight(
+    tx: Transaction, *, bars: str, sight: Mapping[str, int], reach: Mapping[str, bool], wants: int = 0
+) -> None:
+    """Have the others see what keeps us from taking anything over ("": nothing), which inboxes we see, and how, which
+    destinations we reach, and how many bytes of the spool's disk we want for what did not fit.
     """
-    said = (bars, json.dumps(sight, sort_keys=True), json.dumps(reach, sort_keys=True))
+    said = (bars, json.dumps(sight, sort_keys=True), json.dumps(reach, sort_keys=True), wants)
     tx.connection.exec_driver_sql(_SAY, (*said, tx.worker))

@@ -49,6 +49,7 @@ TABLE = """CREATE TABLE worker (
     bars TEXT NOT NULL DEFAULT '',
     sight TEXT NOT NULL DEFAULT '{}',
     reach TEXT NOT NULL DEFAULT '{}',
+    wants BIGINT NOT NULL DEFAULT 0,
     ended_at BIGINT,
     why_ended TEXT NOT NULL DEFAULT ''
 ) WITH (fillfactor = 50)"""
