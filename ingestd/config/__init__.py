@@ -4,7 +4,7 @@ Attribute names are the keys of the file (``config.example.yaml`` shows them all
 sizes are bytes, paths are absolute. ``auto`` is ``None`` where a duration stands. Nothing else in ingestd reads YAML.
 """
 
-from .agreement import agreement_of
+from .agreement import agreement_of, where_to
 from .destination import (
     Auth,
     AzureAuthSettings,
@@ -59,4 +59,5 @@ __all__ = [
     "parse",
     "parse_duration",
     "parse_size",
+    "where_to",
 ]

@@ -75,8 +75,8 @@ class Admission(Stage):
         is_lost: Callable[[str], bool],
     ) -> None:
         """While ``gate`` is shut nothing is taken from the folders, and ever only from our own. ``on_copied``: a copied
-        source is to be removed. With ``sha256`` that of each whole file is taken. Where all have agreed upon another
-        configuration than ``agreement``, the files in hand wait.
+        source is to be removed. With ``sha256`` that of each whole file is taken. Where all have agreed to send files
+        elsewhere than ``agreement`` says, those in hand wait.
 
         ``is_lost`` says whether there is no file at a place any more, for certain.
         """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
 
-from ingestd.config import Config, agreement_of
+from ingestd.config import Config, agreement_of, where_to
 from ingestd.daemon.admission import Admission
 from ingestd.daemon.alarms import Alarms, KeyAlarm
 from ingestd.daemon.assignment import Assignment
@@ -286,7 +286,7 @@ class Stages:
             ledger=self._ledger,
             routing=self._routing,
             sha256=self._config.reader.sha256,
-            agreement=agreement_of(self._config),
+            agreement=where_to(agreement_of(self._config)),
             gate=self._gates.intake,
             assignment=self._assignment,
             on_copied=self.source_removal.hurry,

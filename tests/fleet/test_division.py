@@ -292,6 +292,22 @@ def test_file_that_is_read_while_its_destination_goes_is_taken_in_by_what_holds_
         assert set(two.posted().values()) == {1}
 
 
+@pytest.mark.slow
+def test_intake_goes_on_while_a_post_has_to_end_before_another_configuration_holds(both: Gateways):
+    """It stood still for as long as the post took, and nothing told of it, though files go where they went."""
+    a = both.start("a")
+    both.server.faults.add("latency", method="POST", seconds=60.0, count=1)
+    both.feed()
+    both.wait_for(SENDING=1)
+
+    assert both.site("a", reconcile={"verify": "presence"}).command("config", "adopt").returncode == 0
+    wait_until(lambda: '"config.reread"' in a.tail(), what="that it is read")
+    both.feed()
+
+    wait_until(lambda: sum(both.states().values()) == 2, what="the row")
+    assert "SENDING" in both.states()
+
+
 def adopted_by_one(four: Gateways) -> tuple[Daemon, Daemon, Site]:
     """Have two daemons, and a configuration adopted that the file of the second does not have: it stands by."""
     a, b = four.start("a"), four.start("b")
