@@ -180,8 +180,9 @@ def _ledger(config: Config, work: AtWork | None) -> Iterator[CheckResult]:
             status = queries.status(ledger)
     except LedgerMissing:
         if belongs_to:
-            text = f"{name} would be made anew, and the spool belongs to {belongs_to.partition(' ')[2]}"
-            yield bad("ledger", text, "name that one; where it is lost for good, remove spool.ledger from the spool")
+            text = f"{name} is empty, and the spool belongs to {belongs_to.partition(' ')[2]}"
+            step = "name that one, or put its backup back; where it is lost for good, remove the spool's spool.ledger"
+            yield bad("ledger", text, step)
         elif config.ledger_file is None and keeps_files(config.spool.path):
             yield bad("ledger", f"{name} would be made anew, and the spool has files of another one", OTHER_LEDGER_STEP)
         else:

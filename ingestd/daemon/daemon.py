@@ -225,6 +225,7 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
     _expect_its_ledger(config, spool)
     if config.ledger_file is not None:
         spool.lock()  # else the ledger says who works
+    said = spool.ledger
     try:
         ledger = Ledger.open(
             config.ledger,
@@ -233,16 +234,23 @@ def _opened(config: Config, tell: Callable[[str], object] | None, writer: Writer
             spool=spool.path,
             limits=settings.limits_of(config),
             longest=settings.longest_waits_of(config),
+            create=not said,
             tell=tell,
             key=config.spool.search_key,
             writer=writer or Writer(spool.host, lease=config.lease),
             agreement=agreement_of(config),
         )
+    except LedgerMissing:
+        spool.unlock()
+        raise LedgerError(
+            f"the spool {spool.path} belongs to a ledger that is not there: {config.ledger_name} is empty; put its"
+            " backup back, or see where that URL, and its role's search_path, lead to; where the ledger is lost for"
+            f" good, remove {spool.path / 'spool.ledger'}"
+        ) from None
     except BaseException:
         spool.unlock()
         raise
     try:
-        said = spool.ledger
         ledger.expect_spool_of_ours(spool.path, said=said)
         if ledger.id and not said:
             spool.belong_to(f"{ledger.id} {ledger.name}")

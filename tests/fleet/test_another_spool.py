@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from ingestd.config import load
-from ingestd.daemon.daemon import spool_of
+from ingestd.daemon.daemon import Daemon, spool_of
 from ingestd.inbox import Spool
-from ingestd.ledger import Writer
+from ingestd.ledger import LedgerError, Writer
 from tests.fleet.gateways import Gateways
 from tests.ledger_builders import open_shared
 from tests.patience import PATIENCE
+from tests.postgres import Cluster
 from tests.running import wait_until
 from tests.torture.failing import Fault, Injector
 from tests.wire import Wire
@@ -98,3 +99,22 @@ def test_spool_that_another_makes_while_the_ledger_is_asked_for_one_is_no_other(
         wire.delay_seconds = 0.0
 
         assert found.result(PATIENCE).host == made.host
+
+
+def test_ledger_is_not_made_anew_in_a_database_that_lost_the_one_of_the_spool(
+    both: Gateways, cluster: Cluster, database: str
+):
+    """It was made, and then refused: in the way of the backup that was to be put back, and told to be the spool's."""
+    config = load(both.site("a").config_file)
+    Daemon(config).close()
+    name = database.rpartition("/")[2]
+    cluster.drop(name)
+    cluster.make(name)
+
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="belongs to a ledger that is not there"):
+            Daemon(config)
+    assert cluster.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'", name) == [(0,)]
+
+    (both.spool / "spool.ledger").unlink()
+    Daemon(config).close()
