@@ -72,9 +72,10 @@ _CONNECTION = {
     "keepalives_interval": "5",
     "application_name": "ingestd",
 }
-# Which cluster it is, and which timeline: another one has another history.
+# Which cluster it is, and which timeline: another one has another history. And the schema, of which the locks are.
 _SERVER = """SELECT CASE WHEN pg_is_in_recovery() THEN NULL
-    ELSE system_identifier || ':' || left(pg_walfile_name(pg_current_wal_lsn()), 8) END FROM pg_control_system()"""
+    ELSE system_identifier || ':' || left(pg_walfile_name(pg_current_wal_lsn()), 8) END, coalesce(current_schema(), '')
+    FROM pg_control_system()"""
 # What passes by itself, by the class of SQLSTATE or as a whole: no connection, or a server that stops or starts; a lock
 # that took too long, a deadlock, a statement that others kept waiting.
 _AWAY = ("08", "57P", "25P03", "53300")
@@ -122,6 +123,7 @@ class Server:
         if "service" in said or not all(map(_is_local, self._hosts.split(","))):
             said.setdefault("sslmode", "verify-full")
         self._server = ""  # which one it is, and on which timeline: known once it was reached
+        self._schema = ""
         self._said = {**_CONNECTION, **{name: str(value) for name, value in said.items()}}
         self.name = _name_of(said)
         self.clock = Clock()
@@ -176,7 +178,12 @@ class Server:
                 f"the server of the ledger {self.name} is another than before (a failover, or a restored backup), and"
                 " may lack what was committed last; started again, the destinations are asked for what waits"
             )
-        self._server = row[0]
+        if self._schema not in ("", row[1]):
+            raise LedgerFenced(
+                f"the role's search_path has another schema first than before, where the ledger {self.name} is not; put"
+                " it back, and start again"
+            )
+        self._server, self._schema = row
 
     def _not_connected(self, error: psycopg.Error) -> LedgerError:
         why = " ".join(next(iter(str(error).splitlines()), "").split())

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from ingestd.ledger import LedgerAway, Writer, moves, queries
+from ingestd.ledger import LedgerAway, LedgerFenced, Writer, moves, queries
 from ingestd.lifecycle import State
 from tests.ledger_builders import NOW, admit, arrival, open_shared
 from tests.patience import PATIENCE
@@ -20,7 +20,7 @@ _WAITS = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
 
 def have(database: str, name: str, value: str) -> None:
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE \"{database.rpartition('/')[2]}\" SET {name} = '{value}'")
+        connection.execute(f'ALTER DATABASE "{database.rpartition("/")[2]}" SET {name} = {value}')
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_what_is_written_is_read_as_it_was(database: str, tmp_path: Path, name: 
         assert [each.host for each in ledger.workers() or ()] == [HOST]
 
 
-@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.parametrize("isolation", ["'repeatable read'", "serializable"])
 def test_what_another_wrote_while_its_lock_was_waited_for_is_seen(database: str, tmp_path: Path, isolation: str):
     """The snapshot of such a transaction is that of its first statement, which waits for the lock."""
     have(database, "default_transaction_isolation", isolation)
@@ -65,3 +65,15 @@ def test_database_that_may_only_be_read_is_waited_for_and_called_no_standby(data
 
     with pytest.raises(LedgerAway, match="may only be read: its server has `default_transaction_read_only` on"):
         open_shared(database, tmp_path, Writer(HOST, shares=True))
+
+
+def test_connection_that_finds_another_schema_first_is_not_written_by(database: str, tmp_path: Path):
+    """Its locks, which are the schema's, kept nobody out who had connected before, and wrote the same tables."""
+    with open_shared(database, tmp_path, Writer(HOST, shares=True)) as ledger:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("CREATE SCHEMA other")
+        have(database, "search_path", "other, public")
+        ledger.connection.invalidate()
+
+        with pytest.raises(LedgerFenced, match="search_path"), ledger.transaction() as tx:
+            tx.begin()
