@@ -77,8 +77,8 @@ _SERVER = """SELECT CASE WHEN pg_is_in_recovery() THEN NULL
     ELSE system_identifier || ':' || left(pg_walfile_name(pg_current_wal_lsn()), 8) END, coalesce(current_schema(), '')
     FROM pg_control_system()"""
 # What passes by itself, by the class of SQLSTATE or as a whole: no connection, or a server that stops or starts; a lock
-# that took too long, a deadlock, a statement that others kept waiting.
-_AWAY = ("08", "57P", "25P03", "53300")
+# that took too long, a deadlock, a statement that others kept waiting. 25P04 is PostgreSQL 17's `transaction_timeout`.
+_AWAY = ("08", "57P", "25P03", "25P04", "53300")
 _BUSY = ("55P03", "40", "57014")
 # What does not pass, in the server's and libpq's words: they come without a SQLSTATE.
 _LASTING = (

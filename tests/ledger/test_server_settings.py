@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import text
 
 from ingestd.ledger import LedgerAway, LedgerFenced, Writer, moves, queries
 from ingestd.lifecycle import State
@@ -77,3 +78,14 @@ def test_connection_that_finds_another_schema_first_is_not_written_by(database: 
 
         with pytest.raises(LedgerFenced, match="search_path"), ledger.transaction() as tx:
             tx.begin()
+
+
+@pytest.mark.parametrize("code", ["25P03", "25P04"])
+def test_transaction_that_the_server_ends_for_its_length_is_tried_again(database: str, tmp_path: Path, code: str):
+    ends = text(f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
+
+    with (
+        open_shared(database, tmp_path, Writer(HOST, shares=True)) as ledger,
+        pytest.raises(LedgerAway, match=code),
+    ):
+        ledger.fetch_all(ends)
