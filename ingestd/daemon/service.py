@@ -38,6 +38,13 @@ from ingestd.ledger import (
 )
 
 _STATUS_EVERY_SECONDS = 10.0
+# Posts that take longer than this to end are told of where all else waits for them.
+_POSTS_LONG_SECONDS = 60.0
+_AWAITED = (
+    "what is being sent has to end before the configuration that was read anew, or the part of the work that another"
+    " worker has now, is gone on with; until then nothing else is sent from here"
+)
+_AWAITED_STEP = "none is needed: it goes on by itself; a restart cuts what is being sent off, which is sent again later"
 
 
 def run_forever(config: Config, *, reread: Callable[[], Config], adopt: Callable[[Config], object]) -> None:
@@ -198,6 +205,7 @@ class _Service:
         self._reread_for: Agreement | None = None  # what all agreed upon when our configuration was read again for it
         self.differs = False  # it is another still: we stand by
         self._is_ready = False
+        self._none_follows_at = read_clocks().mono
         self._alive_at = self._status_at = 0.0
         self._interval = notifier.watchdog_interval.total_seconds() if notifier.watchdog_interval else inf
         daemon.loop.idle_seconds = min(IDLE_SECONDS, self._interval)
@@ -221,8 +229,17 @@ class _Service:
         elif self._daemon.assignment.gives_upkeep and self.following is None:
             self._build_anew()
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
+        self._tell_of_posts()
         # A post that went on in this process would be asked about meanwhile, found absent, and sent a second time.
         return self.following is not None and self._daemon.stages.no_post_is_out and self._may_hand_over()
+
+    def _tell_of_posts(self) -> None:
+        """Say so where the posts that were under way take long: nothing else is sent until they have ended."""
+        now = read_clocks().mono
+        if self.following is None:
+            self._none_follows_at = now
+        is_long = now - self._none_follows_at > _POSTS_LONG_SECONDS
+        self._daemon.stages.alarms.set("posts_awaited", note=_AWAITED if is_long else "", next_step=_AWAITED_STEP)
 
     def _does_differ(self) -> bool:
         """Whether others have agreed upon another configuration (`config adopt`), and ours is not that one, read anew.

@@ -19,6 +19,7 @@ import pytest
 
 from ingestd.clocks import Now
 from ingestd.config import load
+from ingestd.daemon import service
 from ingestd.daemon.daemon import Daemon
 from ingestd.daemon.loop import Wake
 from ingestd.daemon.notify import Notifier
@@ -28,7 +29,7 @@ from ingestd.daemon.stage import Stage
 from ingestd.emulator import Emulator
 from ingestd.ledger import LedgerUnread, queries
 from ingestd.threads import NoThread
-from tests.daemon.test_promise import configure, image, running
+from tests.daemon.test_promise import configure, image, running, states, turn
 from tests.ledgers import by_lock_only, kept_out, sqlite_only, wait_little
 from tests.running import QUICK_INBOX, Site, wait_until
 from tests.torture.failing import Fault, Injector, NoCompilerError, compile_library
@@ -229,6 +230,29 @@ def test_reload_leaves_no_word_of_a_ledger_that_failed_before(tmp_path: Path, se
         assert site.stopped() == set()
     finally:
         following.stop(config.shutdown_grace)
+
+
+def test_posts_that_a_reload_waits_for_are_told_of_where_they_take_long(
+    tmp_path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else was sent meanwhile, be it for an hour, and nothing said why."""
+    monkeypatch.setattr(service, "_POSTS_LONG_SECONDS", 0.2)
+    config = configure(tmp_path, server)
+    server.faults.add("latency", method="POST", seconds=1.5, count=1)
+    (tmp_path / "drop" / "image").write_bytes(image())
+    with running(config) as daemon:
+        signals = Signals(daemon.wake)
+        serving = _Service(daemon, signals, Mock(watchdog_interval=None), reread=lambda: config, adopt=lambda _: None)
+        daemon.loop.stages = [*daemon.loop.stages, _Restless()]
+        turn(daemon, lambda: states(config) == {"SENDING": 1})
+        signals.asked = Asked.RELOAD
+
+        turn(daemon, lambda: serving.is_over() or daemon.stages.alarms.stands("posts_awaited"))
+        assert serving.following is not None
+        assert daemon.stages.alarms.stands("posts_awaited")
+
+        turn(daemon, serving.is_over)
+        serving.following.close(hand_over=True)
 
 
 @pytest.mark.slow
