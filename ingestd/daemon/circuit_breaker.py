@@ -95,6 +95,11 @@ class CircuitBreaker:
         self.half_open = True
         return None
 
+    def open(self) -> None:
+        """End the pause."""
+        self.pause = self.paused_until = None
+        self.half_open = False
+
     def posted(self, result: BatchResult, now: float) -> BreakerDecision:
         """Take what a post came to."""
         study = result.batch.study_uid
@@ -116,8 +121,7 @@ class CircuitBreaker:
         self._pauses_in_row = 0
         if self.pause is None:
             return BreakerDecision()
-        self.pause = self.paused_until = None
-        self.half_open = False
+        self.open()
         self._met_by.clear()
         return BreakerDecision(resumed=True)
 

@@ -150,6 +150,17 @@ class Posting(Stage):
         wake_at = queries.next_wake_at(self._ledger, now=now.utc)
         self._wakes = wake_at is not None and wake_at <= now.utc
         self._due = self._choose(now)
+        if self.destination.half_open and self.is_idle and not (wake_at or self._due or self._waits(now)):
+            self.destination.open()  # no post is there to end it, and it holds nothing up
+            self._resume()
+
+    def _waits(self, now: Now) -> bool:
+        """Whether any study is to be posted, now or later."""
+        return queries.next_study_at(self._ledger, now=now.utc) is not None
+
+    def _resume(self) -> None:
+        self._resumed = True
+        self._log.info("destination.resumed")
 
     def _is_hurried(self, now: Now) -> bool:
         """Whether a person has ended the pause that was written, in another process (``ingestd retry --now``)."""
@@ -362,8 +373,7 @@ class Posting(Stage):
             self._paused = decision.paused
             self._log.warning("destination.paused", cause=decision.paused.cause.value, note=decision.paused.note)
         if decision.resumed:
-            self._resumed = True
-            self._log.info("destination.resumed")
+            self._resume()
         level = self._log.info if stored == len(result.outcomes) else self._log.warning
         level(
             "batch.stored" if stored else "batch.deferred",
