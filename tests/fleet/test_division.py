@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -316,7 +317,15 @@ def adopted_by_one(four: Gateways) -> tuple[Daemon, Daemon, Site]:
     assert first.command("config", "adopt").returncode == 0
     divided(four, a)
     wait_until(lambda: '"event": "config.differs"' in b.tail(), what="the word of it")
+    assert told_of_trouble(a) == []
+    assert told_of_trouble(b) == ["config.differs"]
     return a, b, first
+
+
+def told_of_trouble(daemon: Daemon) -> list[str]:
+    """What was logged of any, or of its end, by the names of the events."""
+    lines = [json.loads(line) for line in daemon.log.read_text().splitlines()]
+    return [each["event"] for each in lines if each["level"] in {"error", "warning"} or "recovered" in each["event"]]
 
 
 def test_configuration_that_is_adopted_is_read_by_all_and_who_has_another_stands_by(four: Gateways):
@@ -356,6 +365,7 @@ def test_destination_that_has_another_name_in_what_is_adopted_has_it_at_all_who_
     assert a.is_running()
     assert b.is_running()
     assert "Stopped because" not in site.command("status").stdout
+    assert [told_of_trouble(each) for each in (a, b)] == [[], []]
 
 
 @pytest.mark.slow
