@@ -38,15 +38,19 @@ def adopt(*, config: Path | None, as_json: bool) -> int:
     before = former.said if former is not None else {}
     gone = sorted(before.keys() - said.keys())
     keys = former.differing(said) if former is not None else sorted(said)
+    came = {digest: key for key, digest in said.items() if key in keys and key not in before}
+    renamed = {key: came[before[key]] for key in gone if before[key] in came}
     if as_json:
-        print_json({"changed": keys, "gone": gone})
+        print_json({"changed": keys, "gone": gone, "renamed": renamed})
         return 0
     if not keys:
         click.echo("this configuration holds already; nothing was changed")
         return 0
-    new = [key for key in keys if key in said]
+    new = [key for key in keys if key in said and key not in renamed.values()]
     click.echo("this configuration holds now" + (f"; it is new in: {', '.join(new)}" if new else ""))
-    if gone:
+    for key, name in renamed.items():
+        click.echo(f"{key} is called {name}, and is as it was")
+    if gone := [key for key in gone if key not in renamed]:
         click.echo(f"no longer there, for any machine: {', '.join(gone)}")
     if former is not None:
         click.echo(f"until now that of {plain(former.machine)} held, since {former.at:%Y-%m-%d %H:%M} UTC")

@@ -127,7 +127,7 @@ def _destinations(picture: Picture) -> Block:
             plain(each["kind"] or ""),
             each["unconfirmed"],
             ago((picture.at - each["oldest_unconfirmed_at"]).total_seconds()) if each["oldest_unconfirmed_at"] else "",
-            health(each) if each["configured"] else Cell("not in the configuration any more", "yellow"),
+            health(each) if each["configured"] else Cell("not in this configuration", "yellow"),
             *([waits_for(each, picture.at)] if is_held else []),
         )
         for each in picture.destinations

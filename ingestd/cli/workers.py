@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,8 @@ def command(*, config: Path | None, as_json: bool) -> int:
     each inbox is taken from by one, one proves and removes, and all send. Where one ends, or writes nothing for its
     lease, the others go on in its place. One stands by where it may not begin yet. Of a destination of which it gets no
     answer for three leases, one says so. `Wrote` is by the database's clock: whoever lives writes six times in its
-    lease at the least. A `send` that ended by itself is only in --json.
+    lease at the least. A `send` that ended by itself, and what a process was before it read its configuration anew, is
+    only in --json.
 
     An SQLite ledger has one daemon, which is told.
     """
@@ -54,8 +56,13 @@ def command(*, config: Path | None, as_json: bool) -> int:
     from .tables import blank, facts, paragraph, show, whole
 
     of_send = host_of(settings.spool.for_send)
-    # A `send` that is over has told its own end.
-    workers = [each for each in workers if each.host != of_send or each.why_ended != "stopped"]
+    last = {(each.machine, each.process): each.id for each in sorted(workers, key=attrgetter("id"))}
+    # A `send` that is over has told its own end, and a process that began anew (by another configuration) goes on.
+    workers = [
+        each
+        for each in workers
+        if each.why_ended != "stopped" or (each.host != of_send and each.id == last[each.machine, each.process])
+    ]
     head = facts([("Configuration", whole(settings.file)), ("Ledger", whole(settings.ledger_name))])
     show(head, blank, _table(settings, workers[:_MOST_SHOWN], spools, of_send))
     if len(workers) > _MOST_SHOWN:

@@ -184,7 +184,7 @@ def test_destination_that_the_configuration_leaves_out_while_files_wait_stops_al
     assert line["destination"] == "research"
     assert "for which 1 file waits" in line["note"]
     assert [each["configured"] for each in said["destinations"]] == [True, False]
-    assert "not in the configuration any more" in command("status").out
+    assert "not in this configuration" in command("status").out
     told = command("explain", str(both)).out
     assert "it is sent when its study is due; but the configuration does not name its destination any more" in told
 

@@ -371,6 +371,28 @@ def test_adopt_names_what_changes_and_what_goes_and_who_differs_is_told_whose_ho
     assert f"UTC, as {HERE} has it: make this file equal to that one's" in differs
 
 
+def test_adopt_tells_another_name_of_a_destination_as_that(command, workers):
+    file = workers.folder / "config.yaml"
+    workers.works().close()
+    command("config", "adopt")
+    file.write_text(re.sub(r"^destination: (.*)$", r"destinations: {pacs: \1}", file.read_text(), flags=re.MULTILINE))
+
+    said = command("config", "adopt").out
+
+    assert said.startswith(
+        "this configuration holds now\ndestinations.default is called destinations.pacs, and is as it was\nuntil now"
+    )
+
+
+def test_process_that_began_anew_has_one_line(command, workers):
+    """Each `config adopt` left a line "ended" more of every worker, for a day."""
+    for _ in range(3):
+        workers.works().close()
+
+    assert command("workers").out.count("ended") == 1
+    assert len(command("workers", "--json").json["workers"]) == 3
+
+
 def test_adopt_refuses_what_no_start_would_take(command, workers):
     workers.works().close()
     file = workers.folder / "config.yaml"
