@@ -708,8 +708,12 @@ def test_every_condition_of_a_rule_may_be_asked_for_and_no_other():
             "time_zone: must be the time zone of a place",
         ),
         ("ledger:", "destination: {url: 'http://h/v2'}\nledger:", "destination: is the short form of one of"),
-        ("{inbox: er,", "{inbox: ward,", "rules[0].when.inbox: no inbox is called ward; those with a name: are er"),
-        (", name: er}", "}", "line 8: rules[0].when.inbox: no inbox is called er; none has a name:"),
+        ("{inbox: er,", "{inbox: ward,", "rules[0].when.inbox: no inbox is called ward; named are er"),
+        (
+            ", name: er}",
+            "}",
+            "line 8: rules[0].when.inbox: no inbox is called er; none has a name: write `name: er` beside its path",
+        ),
         ("other}", "other, name: er}", "line 2: inboxes[1].name: er is the name of another inbox, too"),
         ("name: er}", "name: ER}", "line 2: inboxes[0].name: must be a name"),
         (

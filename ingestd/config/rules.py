@@ -78,7 +78,8 @@ def name_problems(values: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
         inboxes = when.get("inbox") if isinstance(when, dict) else None
         for glob in [inboxes] if isinstance(inboxes, str) else inboxes if isinstance(inboxes, list) else ():
             if isinstance(glob, str) and not any(matches(name, glob) for name in names):
-                known = f"those with a name: are {', '.join(names)}" if names else "none has a name:"
+                beside = f"none has a name: write `name: {glob}` beside its path"
+                known = f"named are {', '.join(names)}" if names else beside
                 yield ("rules", index, "when", "inbox"), f"no inbox is called {glob}; {known}"
         named = to if isinstance(to, list) else []
         for at, name in enumerate(named):
