@@ -99,6 +99,7 @@ class Posting(Stage):
         self._paused: Pause | None = None
         self._resumed = False
         self._answered = False
+        self._is_over = False  # our pause, without a post
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
         self._turns = Turns()
@@ -152,15 +153,12 @@ class Posting(Stage):
         self._due = self._choose(now)
         if self.destination.half_open and self.is_idle and not (wake_at or self._due or self._waits(now)):
             self.destination.open()  # no post is there to end it, and it holds nothing up
-            self._resume()
+            self._answered = self._is_over = True
+            self._log.info("destination.resumed")
 
     def _waits(self, now: Now) -> bool:
         """Whether any study is to be posted, now or later."""
         return queries.next_study_at(self._ledger, now=now.utc) is not None
-
-    def _resume(self) -> None:
-        self._resumed = True
-        self._log.info("destination.resumed")
 
     def _is_hurried(self, now: Now) -> bool:
         """Whether a person has ended the pause that was written, in another process (``ingestd retry --now``)."""
@@ -273,7 +271,7 @@ class Posting(Stage):
             moves.resume_destination(tx, now=now.utc)
         if self._answered:
             moves.destination_answered(tx, now=now.utc)
-            if self.destination.is_open and not self._assignment.is_whole:
+            if self.destination.is_open and (self._is_over or not self._assignment.is_whole):
                 moves.end_pause(tx, unless=_SERVERS_WISH, now=now.utc)
         claimed, held_up = self._claim(tx, now)
         tx.on_commit(partial(self._committed, claimed, lost, held_up))
@@ -287,7 +285,7 @@ class Posting(Stage):
             self._turns.give(due[batch.study_uid])
         self._results, self._due = [], []
         self._paused = None
-        self._resumed = self._answered = False
+        self._resumed = self._answered = self._is_over = False
         self._kind = None
         for attempt_id, rows in lost:
             self._log.warning("batch.rows_moved_meanwhile", attempt_id=attempt_id, rows=rows)
@@ -373,7 +371,8 @@ class Posting(Stage):
             self._paused = decision.paused
             self._log.warning("destination.paused", cause=decision.paused.cause.value, note=decision.paused.note)
         if decision.resumed:
-            self._resume()
+            self._resumed = True
+            self._log.info("destination.resumed")
         level = self._log.info if stored == len(result.outcomes) else self._log.warning
         level(
             "batch.stored" if stored else "batch.deferred",

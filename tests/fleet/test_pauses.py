@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -53,3 +54,22 @@ def test_pause_that_another_ended_for_all_is_told_again_once_that_one_is_gone(bo
     assert "nothing is sent to the server" in site.command("status").stdout
     assert site.command("retry", "--now").returncode == 0
     both.wait_confirmed()
+
+
+@pytest.mark.slow
+def test_wait_that_the_server_asked_another_for_outlasts_our_pause(both: Gateways):
+    """Nothing is left to be posted, so that our pause ends without a post, which says nothing of theirs."""
+    both.server.faults.add("unavailable")
+    both.start("a")
+    both.feed()
+    both.wait_for(PENDING=1)
+    wait_until(lambda: both.sql(_PAUSED), what="the pause")
+    (file,) = (each for each in (both.spool / "files").rglob("*") if each.is_file())
+    file.unlink()
+    both.server.faults.clear()
+    asked = "UPDATE destination SET pause_cause = 'throttled', paused_until = paused_until + 3600000000"
+    both.sql(asked)
+
+    both.wait_for(FAILED=1)
+    time.sleep(1)
+    assert [cause for cause, _ in both.sql(_PAUSED)] == ["throttled"]
