@@ -149,10 +149,11 @@ def _nobody_runs(config: Config, ledger: Ledger, tx: Transaction | None = None) 
     """
     from ingestd.ledger import queries
 
-    for worker in tx.living() if tx is not None else ledger.workers() or ():
-        if worker.is_alive:
-            does = "may be sending there" if worker.holds else "would take over as it was configured"
-            raise Stop(ExitCode.BUSY, f"{described(worker)}, {does}; stop it first")
+    living = [each for each in (tx.living() if tx is not None else ledger.workers() or ()) if each.is_alive]
+    if living:
+        does = {True: "may be sending there", False: "would take over as it was configured"}
+        told = "; ".join(f"{described(worker)}, {does[worker.holds]}" for worker in living)
+        raise Stop(ExitCode.BUSY, f"{told}; stop {'it' if len(living) == 1 else 'all of them'} first")
     if config.ledger_file is None:
         return
     for spool in {config.spool.path, config.spool.for_send, *queries.spools(ledger).values()}:
