@@ -299,9 +299,10 @@ def lost_spool_step(spool: Path | str, host: str) -> str:
     """Say what to do where the spool with this id is lost for good: one that has it is known, and found empty."""
     return (
         "where it is lost for good, make an empty one that has its id, as ingestd's user:"
-        f" `install -d -m 700 {quote(str(spool))} && echo {host} > {quote(str(Path(spool, 'spool.id')))}`, put what a"
-        " backup has of its search.key beside it, and restart ingestd, on each machine that has it; what was in it then"
-        " shows as failed, unless the server has it, and is to be dropped again"
+        f" `install -d -m 700 {quote(str(spool))} && echo {host} > {quote(str(Path(spool, 'spool.id')))}`, where"
+        " the ledger is in PostgreSQL put what a backup has of its search.key beside it, and restart ingestd, on"
+        " each machine that has it; what was in it then shows as failed, unless the server has it, and is to be dropped"
+        " again"
     )
 
 
