@@ -45,6 +45,8 @@ from ingestd.sender import ProbeResult, Sender
 _STUDIES_AT_ONCE = 32
 # What a Retry-After comes with: it is for all who send.
 _SERVERS_WISH = {PauseCause.THROTTLED, PauseCause.UNAVAILABLE}
+# What is to be posted, or may have to be again.
+_TO_POST = (State.PENDING, State.SENDING, State.UNCERTAIN)
 
 
 class Posting(Stage):
@@ -99,7 +101,6 @@ class Posting(Stage):
         self._paused: Pause | None = None
         self._resumed = False
         self._answered = False
-        self._is_over = False  # our pause, without a post
         self._kind: str | None = None
         self._due: list[StudyQueue] = []
         self._turns = Turns()
@@ -151,14 +152,15 @@ class Posting(Stage):
         wake_at = queries.next_wake_at(self._ledger, now=now.utc)
         self._wakes = wake_at is not None and wake_at <= now.utc
         self._due = self._choose(now)
-        if self.destination.half_open and self.is_idle and not (wake_at or self._due or self._waits(now)):
+        if self.destination.half_open and self.is_idle and not self._waits():
             self.destination.open()  # no post is there to end it, and it holds nothing up
-            self._answered = self._is_over = True
+            self._answered, self._resumed = True, self._assignment.is_whole
             self._log.info("destination.resumed")
 
-    def _waits(self, now: Now) -> bool:
-        """Whether any study is to be posted, now or later."""
-        return queries.next_study_at(self._ledger, now=now.utc) is not None
+    def _waits(self) -> bool:
+        """Whether anything is to be posted, now or later, or may have to be."""
+        rows = queries.counts(self._ledger, destination_id=self._ledger.destination_id)
+        return any(rows[state] for state in _TO_POST)
 
     def _is_hurried(self, now: Now) -> bool:
         """Whether a person has ended the pause that was written, in another process (``ingestd retry --now``)."""
@@ -271,7 +273,7 @@ class Posting(Stage):
             moves.resume_destination(tx, now=now.utc)
         if self._answered:
             moves.destination_answered(tx, now=now.utc)
-            if self.destination.is_open and (self._is_over or not self._assignment.is_whole):
+            if self.destination.is_open and not self._assignment.is_whole:
                 moves.end_pause(tx, unless=_SERVERS_WISH, now=now.utc)
         claimed, held_up = self._claim(tx, now)
         tx.on_commit(partial(self._committed, claimed, lost, held_up))
@@ -285,7 +287,7 @@ class Posting(Stage):
             self._turns.give(due[batch.study_uid])
         self._results, self._due = [], []
         self._paused = None
-        self._resumed = self._answered = self._is_over = False
+        self._resumed = self._answered = False
         self._kind = None
         for attempt_id, rows in lost:
             self._log.warning("batch.rows_moved_meanwhile", attempt_id=attempt_id, rows=rows)

@@ -249,6 +249,7 @@ def test_pause_of_the_last_run_ends_with_the_first_post(tmp_path: Path):
     site = Site(tmp_path / "site", f"http://127.0.0.1:{port}/v2")
     drop(site, "image", make_image().content)
     with site.start() as daemon:
+        site.wait_for({"PENDING": 1})
         wait_until(lambda: site.status()["destination"]["paused"], what="the pause")
         daemon.terminate()
 
