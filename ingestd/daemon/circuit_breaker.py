@@ -2,7 +2,7 @@
 
 What says nothing about a file - no connection, 401/403, 429, 503, no token - pauses the destination and charges no
 file. A pause ends half-open: a cheap GET, then one post of another study than the one that met it; only a post that
-was answered opens the destination again. Times are ``Now.mono``.
+was answered opens the destination again, or whoever knows that none is left. Times are ``Now.mono``.
 """
 
 from __future__ import annotations
