@@ -38,7 +38,7 @@ def adopt(*, config: Path | None, as_json: bool) -> int:
     before = former.said if former is not None else {}
     gone = sorted(before.keys() - said.keys())
     keys = former.differing(said) if former is not None else sorted(said)
-    came = {digest: key for key, digest in said.items() if key in keys and key not in before}
+    came = {digest: key for key, digest in said.items() if key not in before}
     renamed = {key: came[before[key]] for key in gone if before[key] in came}
     if as_json:
         print_json({"changed": keys, "gone": gone, "renamed": renamed})

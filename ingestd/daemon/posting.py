@@ -154,7 +154,8 @@ class Posting(Stage):
         self._due = self._choose(now)
         if self.destination.half_open and self.is_idle and not self._waits():
             self.destination.open()  # no post is there to end it, and it holds nothing up
-            self._answered, self._resumed = True, self._assignment.is_whole
+            self._answered = True
+            self._resumed = self._assignment.is_whole  # else what the server asked another to wait stays
             self._log.info("destination.resumed")
 
     def _waits(self) -> bool:

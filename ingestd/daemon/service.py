@@ -204,7 +204,6 @@ class _Service:
         self.has_given_back = False
         self._agreement = agreement_of(daemon.config)
         self._reread_for: Agreement | None = None  # what all agreed upon when our configuration was read again for it
-        self._is_for_all = False  # it is to be read again for that
         self.differs = False  # it is another still: we stand by
         self._is_ready = False
         self._none_follows_at = read_clocks().mono
@@ -227,7 +226,6 @@ class _Service:
             self._signals.asked = None
             self._drop_following()
             self.following = self._prepared(lambda: _reread(self._reread, self._adopt, self._daemon.config))
-            self._is_for_all &= self._signals.asked is Asked.RELOAD  # what passes is tried again
             self._daemon.gates.claims.set("reload", is_open=self.following is None)
         elif self._daemon.assignment.gives_upkeep and self.following is None:
             self._build_anew()
@@ -258,7 +256,6 @@ class _Service:
         if self._reread_for == agreed:
             return self._signals.asked is not Asked.RELOAD  # where the ledger was away just then, that is still to come
         self._reread_for = agreed
-        self._is_for_all = True
         self._signals.reload()
         return False
 
@@ -283,7 +280,7 @@ class _Service:
             if refused.passes:
                 self._notifier.ready("the ledger is away: the configuration is read again once it works")
                 self._signals.reload()
-            elif not self._is_for_all:  # else we stand by, and that is told
+            elif not self._does_differ():  # else we stand by, and that is told
                 self._tell(refused)
             return None
 

@@ -105,9 +105,7 @@ def claim_work(tx: Transaction, *, takes: Collection[str] = (), gives: Collectio
         tx.connection.exec_driver_sql(_TAKE, (tx.spool_id, name, tx.worker, now))
 
 
-def say_sight(
-    tx: Transaction, *, bars: str, sight: Mapping[str, int], reach: Mapping[str, bool], wants: int = 0
-) -> None:
+def say_sight(tx: Transaction, *, bars: str, sight: Mapping[str, int], reach: Mapping[str, bool], wants: int) -> None:
     """Have the others see what keeps us from taking anything over ("": nothing), which inboxes we see, and how, which
     destinations we reach, and how many bytes of the spool's disk we want for what did not fit.
     """

@@ -178,7 +178,7 @@ def test_what_each_has_of_the_work_is_told(command, workers):
 def test_who_gets_no_answer_of_a_destination_is_told(command, workers):
     with workers.works(shares=True) as ledger:
         with ledger.transaction() as tx:
-            moves.say_sight(tx, bars="", sight={}, reach={"archive": True, "default": False})
+            moves.say_sight(tx, bars="", sight={}, reach={"archive": True, "default": False}, wants=0)
         assert "works; no answer of default\n" in command("workers").out
         assert command("workers", "--json").json["workers"][0]["unreached"] == ["default"]
         told = f"Not reached         by worker 1, process {os.getpid()} on {HERE}: no answer of default\n"
